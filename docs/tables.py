@@ -70,6 +70,8 @@ MEANING = {
     "evaluate.mode": "whether a higher or a lower figure is better; null: as the metric states",
     "evaluate.select": "the part that chooses `best`: a held-out tenth of the training part, or the test part",
     "evaluate.votes": "predictions averaged over this many passes; needs `transforms.vote`",
+    "evaluate.tile": "larger images are also evaluated in tiles of so many pixels a side, by a task that merges them",
+    "evaluate.tile_overlap": "the share of a tile's side that neighbours have in common at least",
     "init": "start from the weights of another run; a mapping with the keys below",
     "init.from": "a run directory or a checkpoint",
     "init.modules": "take this sub-module of the source alone",

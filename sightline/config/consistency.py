@@ -30,6 +30,8 @@ def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLoc
     if evaluate is not None and transforms is not None and _exceeds(evaluate.votes, 1) and transforms.vote == ():
         actual = f"{evaluate.votes} votes, but no transforms.vote"
         add("evaluate.votes", f"found {actual}: passes over the same input are equal; name a transform that varies it")
+    if evaluate is not None and evaluate.tile is not None and _exceeds(evaluate.votes, 1):
+        add("evaluate.tile", f"found {evaluate.tile} beside {evaluate.votes} votes: set evaluate.votes=1, or tile=null")
     for kind in ("losses", "metrics"):
         _check_names(kind, values.get(kind), origins, faults)
     name = values.get("name")

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Lt
 
 from sightline.config.expectations import Expectation
-from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Seed, WeightQuantisation
+from sightline.contract.arguments import (
+    Count,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    Seed,
+    WeightQuantisation,
+)
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation
 
@@ -73,6 +80,8 @@ class Train:
 class Evaluate:
     """Evaluation settings; `select` is the split that selects the best checkpoint, `votes` the number of passes.
 
+    `tile` is the side in pixels of tiles in which larger images are evaluated, besides the pass over the whole image;
+    neighbours share at least `tile_overlap` of it.
     Without `mode` the metric states if a higher or a lower value is better: `runs.best_checkpoint.resolve_mode`.
     """
 
@@ -82,6 +91,8 @@ class Evaluate:
     mode: Literal["max", "min"] | None = None
     select: Literal["validation", "test"] = "validation"
     votes: Few = 1
+    tile: Count | None = None
+    tile_overlap: FractionBelowOne = 0.4
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from sightline.contract.types import Batch
+from sightline.contract.types import Batch, Sample
 
 
 class AllReduce(Protocol):
@@ -16,6 +16,22 @@ class AllReduce(Protocol):
 
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]:
         """Add up tensors of the same names over all processes."""
+
+
+class Tiling(Protocol):
+    """Division of large samples into tiles, each predicted like a sample, and one prediction of them all."""
+
+    def divide(self, sample: Sample) -> Sequence[Sample]:
+        """Return the tiles of a sample before its transforms; none for a sample that fits into one."""
+
+    def collect(self, predictions: Mapping[str, Any]) -> Sequence[Any]:
+        """Return what `merge` reads of each sample, or tile, of a batch, in order; outputs are not needed any more."""
+
+    def merge(self, first: Mapping[str, Any], passes: Sequence[Sequence[Any]]) -> Mapping[str, Any]:
+        """Return the predictions `first` of whole samples with what is merged of the `passes` over each.
+
+        A sample's own pass comes first, then those of its tiles; samples without tiles keep their prediction.
+        """
 
 
 class Task(ABC):
@@ -43,6 +59,10 @@ class Task(ABC):
 
     vote: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None
     """`vote(passes)`: several predictions of one batch as one."""
+    make_tiling: Callable[..., Tiling] | None = None
+    """`make_tiling(size_px=, overlap=, min_score=)`: tiles of `size_px` pixels that share at least `overlap` of their
+    sides, for predictions whose scores reach `min_score`.
+    """
     get_priors: Callable[[Tensor], Any] | None = None
     """`get_priors(image)`: the priors of a batch of images, of a task that assigns them to boxes."""
     show: Callable[..., Sequence[Any]] | None = None

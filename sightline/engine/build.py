@@ -36,16 +36,19 @@ from sightline.engine.run_data import (
     DataSubset,
     build_data,
     build_reader,
+    build_transforms,
     describe_data,
     log_linked_data_folder,
     log_unused_validation,
 )
 from sightline.engine.run_model import apply_model_changes, build_unchanged_model, load_initial_weights, load_network
+from sightline.engine.tiles import TileReader, make_tiling
 from sightline.engine.train import TrainState
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.weight_sources import WeightSource
 from sightline.runs.weights import WeightLoadReport
+from sightline.store.loading.batch_reader import BatchReader
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +261,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
     return Evaluator(
         task=task,
         metrics=meters,
+        tiles=_make_tile_reader(config, part, task),
         reader=part.reader,
         indices=part.indices,
         batch_size=config.evaluate.batch_size,
@@ -269,6 +273,18 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
         votes=config.evaluate.votes,
         exact_keys=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
     )
+
+
+def _make_tile_reader(config: RunConfig, part: DataSubset, task: Task) -> TileReader | None:
+    """Make the reader of tiles of a split, as `evaluate.tile` states; None without it."""
+    settings = config.evaluate
+    if settings.tile is None:
+        return None
+    where = str(config.origins.get("evaluate.tile", "evaluate.tile"))
+    size_px, overlap = settings.tile, settings.tile_overlap
+    tiling = make_tiling(task, name=config.task.name, size_px=size_px, overlap=overlap, option=where)
+    transforms = build_transforms(config.transforms.evaluate, part.dataset.info.facts)
+    return TileReader(tiling, BatchReader(part.dataset), transforms, f"_tile{size_px}")
 
 
 def _build_job(

@@ -19,7 +19,7 @@ from sightline.contract.binding import BoundFunction, select_arguments
 from sightline.contract.errors import RunError
 from sightline.contract.metric import Metric, State, WorstSamples, make_state, pool_states, row_states, sorted_rows
 from sightline.contract.task import Task
-from sightline.contract.types import Batch, SampleKey
+from sightline.contract.types import Batch, Sample, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.batches.stream import BatchLoader, read_batches
@@ -27,6 +27,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, divide_by_count, single_batch_step
+from sightline.engine.tiles import TileReader, predict_by_tiles
 from sightline.ops import waits
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def make_evaluation(results: Sequence[MetricResult], *, num_samples: int, second
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluator of one split. `voting_reader` reads the passes of `votes` > 1, in this process.
+    """Evaluator of one split. `voting_reader` reads the passes of `votes` > 1, `tiles` those of tiles, in this process.
 
     `ensemble_models` are further models, e.g. earlier checkpoints of a run, whose predictions are averaged with the
     model's. Keys in `exact_keys` reach metrics in the data set's dtype.
@@ -211,6 +212,7 @@ class Evaluator:
     precision: Precision = field(default_factory=lambda: Precision("float32"))
     voting_reader: BatchLoader | None = None
     votes: int = 1
+    tiles: TileReader | None = None
     ensemble_models: tuple[nn.Module, ...] = ()
     exact_keys: frozenset[str] = frozenset()
 
@@ -219,7 +221,7 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate a model; whole batches are assigned to processes in turn, with a single collective at the end.
 
-        `on_batch` receives each batch of this process with its predictions, averaged ones if there are votes.
+        `on_batch` receives each batch of this process with its predictions, those of all passes if there are several.
         """
         started, clock = time.perf_counter(), StepTimer(self.task, remainder="interpret")
         was_training = model.training
@@ -244,6 +246,7 @@ class Evaluator:
                 clock.end_phase("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)
                 by_suffix = {"": predictions, **self._predict_votes(model, plan[number], predictions, world)}
+                by_suffix |= self._predict_tiles(model, plan[number], predictions, world)
                 by_suffix |= self._predict_ensemble(batch, predictions, world)
                 if len(by_suffix) > 1:
                     clock.end_phase("votes")
@@ -306,9 +309,10 @@ class Evaluator:
             return list(show(batch, self.task.predict(model, batch), **select_arguments(show, optional)))
 
     def _list_suffixes(self) -> list[str]:
-        """Return the suffixes of metric names: "" (single pass), `_voteN` and `_ensembleN` (N passes averaged)."""
+        """Return the suffixes of metric names: "" (single pass), `_voteN`, `_tileN` and `_ensembleN` (several)."""
         voted = [f"_vote{self.votes}"] if self.votes > 1 else []
-        return ["", *voted, *([self._ensemble_suffix] if self.ensemble_models else [])]
+        tiled = [] if self.tiles is None else [self.tiles.suffix]
+        return ["", *voted, *tiled, *([self._ensemble_suffix] if self.ensemble_models else [])]
 
     @property
     def _ensemble_suffix(self) -> str:
@@ -340,6 +344,24 @@ class Evaluator:
                 batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self._vote(passes)}
+
+    def _predict_tiles(
+        self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
+    ) -> dict[str, Mapping[str, Any]]:
+        """Predict samples by tiles, besides their own pass; empty without tiles."""
+        if self.tiles is None:
+            return {}
+        reader = self.tiles
+
+        def predict(tile_keys: Sequence[SampleKey], tiles: Sequence[Sample]) -> Mapping[str, Any]:
+            batch = to_device(
+                reader.read_tiles(tile_keys, tiles), world.device, float_dtype=self.precision.parameter_dtype
+            )
+            return self.task.predict(model, batch)
+
+        with self.precision.autocast(world.device):
+            tiled = predict_by_tiles(reader.tiling, reader.read_whole(keys), first, predict, batch_size=self.batch_size)
+        return {reader.suffix: tiled}
 
     def _predict_ensemble(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
         """Predict a batch by the ensemble of the model and `ensemble_models`; empty without these."""

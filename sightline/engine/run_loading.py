@@ -31,6 +31,7 @@ from sightline.runs.checkpoint import follow, list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
 from sightline.runs.weights import load_weights
+from sightline.store.files.image_files import describe_photo_reading
 from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class OpenRun:
             run_model.check_same_facts(self.facts, data.facts, self.path)
             fingerprint = get_data_digest(data.train.dataset)
             change = self.files.check_data(fingerprint) if self.config.data == self.files.config.data else None
+            self.world.rank_zero_only(warn_of_photos)(self.files)
             if change is not None:
                 self.world.rank_zero_only(logger.warning)("%s: the figures are of the data as they are now", change)
         return data
@@ -250,7 +252,14 @@ def open_trained(
         run = open_run(files, checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
         for line in run.notes:
             logger.warning("%s", line)
+        warn_of_photos(files)
         return TrainedRun(files, run.checkpoint_path.resolve(), run.config, run.model, run.transforms)
+
+
+def warn_of_photos(files: RunFiles) -> None:
+    """Warn if photos are read otherwise than where the run was trained."""
+    if (change := files.check_photos(describe_photo_reading())) is not None:
+        logger.warning("%s: scores may differ a little", change)
 
 
 def _load_trained(model: nn.Module, path: Path) -> None:

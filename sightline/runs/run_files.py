@@ -127,6 +127,13 @@ class RunFiles:
         """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
         return check_recorded(self.environment.get("plugins", []), loaded, run=self.path)
 
+    def check_photos(self, reading: str) -> str | None:
+        """Describe how the run's photos were read if not by `reading`; None if they were, or if it states nothing."""
+        began = self.environment.get("photos")
+        if began is None or began == reading:
+            return None
+        return f"photos-read-otherwise: {self.path}: was trained on photos as {began}; here they are {reading}"
+
     def check_data(self, fingerprint: str | None) -> str | None:
         """Describe how the digest of a data set differs from that of the run's first session; None if it does not."""
         began = self.environment.get("data")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Evaluate
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.types import ComponentConfig
@@ -51,7 +52,9 @@ def assert_about_evaluation(
             key.startswith("task.") and key.split(".")[1] in task_arguments
         )  # also a value inside a block
         if not is_task_argument and not any(fnmatchcase(key, pattern) for pattern in patterns):
-            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
+            short = key in {setting.name for setting in dataclasses.fields(Evaluate)}
+            advice = f"; write evaluate.{override.strip()}" if short else ""
+            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}{advice}")
 
 
 def override_evaluation(

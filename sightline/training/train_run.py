@@ -35,6 +35,7 @@ from sightline.runs.inputs import CHECKS_FILE
 from sightline.runs.run_directory import remove_dead_lock
 from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
+from sightline.store.files.image_files import describe_photo_reading
 from sightline.training.later_end import describe_later_end, list_later_ends
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
@@ -160,6 +161,7 @@ class _TrainRun:
                 "checked": self._has_checks,
                 "num_processes": world.size,
                 "data": get_data_digest(built.data.train.dataset),
+                "photos": describe_photo_reading() if "image" in built.data.train.dataset.info.fields else None,
             }
             session = TrainingSession(
                 built,

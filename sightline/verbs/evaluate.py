@@ -129,7 +129,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         members = map(str, map(Path.resolve, run.other_checkpoints))
         averaged = {"averaged_with": list(members)} if options.ensemble else {}
-        settings = {"votes": config.evaluate.votes, "overrides": list(options.overrides)}
+        settings = {"votes": config.evaluate.votes, "tile": config.evaluate.tile, "overrides": list(options.overrides)}
         writer.finish(evaluation, {**provenance, **averaged, **settings})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
     return EvaluatedRun(files, run, part, evaluation)
@@ -140,6 +140,8 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     config = run.config
     if run.task.vote is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
+    if config.evaluate.tile is not None:
+        raise UserError("--ensemble: averages checkpoints, and evaluate.tile adds passes; give only one of them")
     checkpoints = run.other_checkpoints
     if not checkpoints:
         raise UserError(

@@ -6,7 +6,7 @@ from sightline.commands.run import ExportOptions
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import open_trained
 from sightline.runs.output_files import write_document
-from sightline.verbs.output import print_note, show_table
+from sightline.verbs.output import list_unapplied_passes, print_note, show_table
 from sightline.workbench.export.export import export_run
 from sightline.workbench.export.int8 import NUM_CALIBRATED
 
@@ -28,8 +28,8 @@ def export(options: ExportOptions) -> int:
         print_note(result.int8.describe())
         for line in result.int8.list_warnings():
             print_note(f"warning: {line}")
-        if (votes := run.config.evaluate.votes) > 1:
-            print_note(f"one pass a sample: evaluate.votes ({votes}) is not applied")
+        for line in list_unapplied_passes(run.config, "sample"):
+            print_note(line)
     write_document(
         options.json,
         {

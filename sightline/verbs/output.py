@@ -44,6 +44,13 @@ def print_note(text: str) -> None:
     sys.stderr.flush()
 
 
+def list_unapplied_passes(config: RunConfig, noun: str) -> list[str]:
+    """List the settings of evaluation by which a run predicts a sample in several passes, where one is made."""
+    votes, tile = config.evaluate.votes, config.evaluate.tile
+    lines = [f"one pass a {noun}: evaluate.votes ({votes}) is not applied"] if votes > 1 else []
+    return lines if tile is None else [*lines, f"one pass a {noun}: evaluate.tile ({tile}) is not applied"]
+
+
 @contextmanager
 def show_progress(verb: str, describe: Callable[[], str]) -> Iterator[None]:
     """Print to standard error what is going on, from two seconds on, by a thread that only reads.

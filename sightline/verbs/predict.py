@@ -18,7 +18,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.store.files.cloud_files import check_columns
-from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.verbs.output import list_unapplied_passes, load_config, print_note, show_table, split_options
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import build_predictor, collect_files, iterate_predictions
 from sightline.workbench.predict.predictor import (
@@ -58,7 +58,7 @@ def predict(options: PredictOptions) -> int:
                 f"--out {options.out}: predictions of the task '{run.config.task.name}' are not written to files; give "
                 "--json or --csv"
             )
-        for line in [*_notes(run), *predictor.notes()]:
+        for line in [*_notes(run, predictor), *predictor.notes()]:
             print_note(line)
         try:
             documents, refused = _predict_files(run, predictor, options, world)
@@ -119,14 +119,13 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     return flags
 
 
-def _notes(run: TrainedRun) -> list[str]:
-    """List notes on a run's predictions: its lineage, up axis and votes."""
+def _notes(run: TrainedRun, predictor: Predictor[Any]) -> list[str]:
+    """List notes on a run's predictions: its lineage, up axis, votes and tiles."""
     notes = run.files.list_lineage_notes()
     if up_axis := run.facts.get("up_axis"):
         notes.append(f"the run was trained on clouds with {up_axis} up; files must have the same up axis")
-    if run.config.evaluate.votes > 1:
-        notes.append(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
-    return notes
+    is_tiled = predictor.about().get("tile") is not None
+    return [*notes, *(line for line in list_unapplied_passes(run.config, "file") if not is_tiled)]
 
 
 def _show_predictions(

@@ -125,10 +125,20 @@ def _describe_words(error: Any, message: str) -> str:
         usage = " ".join(error.ctx.get_usage().removeprefix("Usage: ").split())
         return f"{message.rstrip('.')}: {getattr(error.param, 'help', '')}; usage: {usage}"
     if message.startswith("Got unexpected extra argument"):
-        return f"{message}; usage: {' '.join(error.ctx.get_usage().removeprefix('Usage: ').split())}"
+        usage = " ".join(error.ctx.get_usage().removeprefix("Usage: ").split())
+        return f"{message}; usage: {usage}{_find_other_command(error, message)}"
     for fault in getattr(error.__cause__, "errors", list)():  # of pydantic, by which Typer converts values
         message = message.replace("Input should be", f"found {fault['input']!r}; it should be").partition(", unable")[0]
     return message.replace("Value error, ", "")
+
+
+def _find_other_command(error: Any, message: str) -> str:
+    """Say which command takes a word KEY=VALUE that this one does not; empty for other words."""
+    from sightline.config.other_tools import find_setting
+
+    key, _, value = message.partition("(s) (")[2].partition(")")[0].partition("=")
+    instead = find_setting(key, value, command=_name_command(error.ctx), flags=(), takes_keys=False) if value else ""
+    return f"; write {instead}" if instead.startswith("sightline ") else ""
 
 
 def _suggest_option(error: Any) -> str:

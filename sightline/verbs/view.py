@@ -33,7 +33,7 @@ from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.config_source import reread
 from sightline.training.evaluation_settings import assert_about_evaluation
-from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.verbs.output import list_unapplied_passes, load_config, print_note, show_table, split_options
 from sightline.view.cloud_file import view_file
 from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
@@ -251,8 +251,8 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
         return None
     for line in run.files.list_lineage_notes() if run.files else ():
         print_note(line)
-    if config.evaluate.votes > 1:
-        print_note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
+    for line in list_unapplied_passes(config, "sample"):
+        print_note(line)
     reader = _branches(config, part, 0)[-1].reader
     return SamplePredictor(run.model, task, reader, Precision(config.train.precision), run.world.device, score)
 

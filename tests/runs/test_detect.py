@@ -26,6 +26,8 @@ from tests.trained import DETECT, copy_run
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 
+FLIPPED = "transforms.vote=[{name: flip_image, probability: 1.0}]"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -166,3 +168,40 @@ def test_images_without_boxes_are_trained_on_and_scored(
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(line["loss/total"] is not None for line in lines if line["split"] == "train")
     assert (json.loads((tmp_path / "run/final.json").read_text())["metrics"]["ap"] is None) is not has_some
+
+
+# --- large photos -----------------------------------------------------------------------------------------------------
+
+
+def test_large_photos_are_predicted_and_evaluated_by_tiles(run: Path, tmp_path: Path) -> None:
+    """The run's crowds have 192 x 256 pixels: in tiles of 128, beside tiles that a photo fits into, bit for bit."""
+    crowd = SyntheticCrowds(split="test", test_size=1)[SampleKey(0, 0, 0)]["image"].numpy()
+    Image.fromarray(crowd).save(tmp_path / "crowd.png")
+    words = ("predict", run, tmp_path / "crowd.png", "score=0.02", "--device", "cpu")
+    whole, fitting, tiled = (document_of(*words, *more) for more in ((), ("tile=256",), ("tile=128", "--batch-size=2")))
+    assert "tile" not in whole
+    assert fitting["predictions"] == whole["predictions"]
+    assert tiled["tile"] == {"size_px": 128, "overlap": 0.4}
+    assert tiled["predictions"][0]["num_boxes"] > 0
+    assert tiled["predictions"] != whole["predictions"]
+    assert document_of(*words, "tile=128", "--batch-size=64")["predictions"] == tiled["predictions"]
+    scored = evaluated(run, "evaluate.tile=128")
+    plain, suffix = evaluated(run)["metrics"], "_tile128"
+    assert {name: scored["metrics"][name] for name in plain} == pytest.approx(plain, nan_ok=True)
+    assert {name for name in scored["metrics"] if name.endswith(suffix)} == {f"{name}{suffix}" for name in plain}
+    assert scored["tile"] == tiled["tile"]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("evaluate", "tile=128"), "write evaluate.tile=128"),
+        (("evaluate", "evaluate.tile=128", "evaluate.votes=2", FLIPPED), "set evaluate.votes=1, or tile=null"),
+        (("evaluate", "evaluate.tile=128", "--ensemble"), "give only one of them"),
+        (("predict", "a.png", "tile=0"), "tile: found 0"),
+        (("export", "tile=128"), "write sightline predict RUN PATH tile=128"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused_in_one_line(run: Path, words: tuple[str, ...], answer: str) -> None:
+    command, *more = words
+    assert answer in refuse(command, run, *more)

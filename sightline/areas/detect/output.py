@@ -142,6 +142,11 @@ class UnsuppressedDetections(NamedTuple):
             density = torch.cat(densities)
         return cls(torch.cat(detections), proposal, density)
 
+    def select(self, is_chosen: Tensor) -> UnsuppressedDetections:
+        """Return the detections of a mask (N,)."""
+        further = (None if column is None else column[is_chosen] for column in self[1:])
+        return UnsuppressedDetections(self.detections[is_chosen], *further)
+
 
 @dataclass(frozen=True)
 class DetectionFilter:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
+from sightline.contract.arguments import Count, FractionBelowOne, Probability
+from sightline.contract.task import Tiling
 from sightline.draw.boxes import DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
+from sightline.engine.tiles import make_tiling
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.boxes.detections import Detections, ImageRef
 from sightline.store.files.atomic_write import open_atomic
@@ -54,9 +56,10 @@ class ImagePrediction:
 class BoxPredictor(Predictor[ImagePrediction]):
     """Predictor of an `ImagePrediction` per image, made upright by its EXIF orientation; boxes are in its pixels.
 
-    `score` is the minimum score of a detection, for viewing and not for
-    evaluation. `--out` writes the images with their boxes, JSON also has rows in the form of COCO's results; image ids
-    count the files of a document from 1.
+    `score` is the minimum score of a detection, for viewing and not for evaluation. With `tile`, photos of more pixels
+    in a side are also predicted in tiles of `tile` x `tile` pixels, which share at least `tile_overlap` of their sides,
+    and the boxes of all are suppressed together. `--out` writes the images with their boxes, JSON also has rows in the
+    form of COCO's results; image ids count the files of a document from 1.
     Source: made here.
     """
 
@@ -67,9 +70,17 @@ class BoxPredictor(Predictor[ImagePrediction]):
     noun = "image"
     columns = ("file", "boxes", "classes", "highest score")
 
-    def __init__(self, *, run: TrainedRun, score: Probability = 0.3) -> None:
+    def __init__(
+        self,
+        *,
+        run: TrainedRun,
+        score: Probability = 0.3,
+        tile: Count | None = None,
+        tile_overlap: FractionBelowOne = 0.4,
+    ) -> None:
         super().__init__(run=run)
         self.score = score
+        self._tile: dict[str, Any] | None = None if tile is None else {"size_px": tile, "overlap": tile_overlap}
         self.fields = {name: field_spec for name, field_spec in BOX_FIELDS.items() if not name.startswith("truth")}
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self._numbers: dict[Path, int] = {}
@@ -89,6 +100,17 @@ class BoxPredictor(Predictor[ImagePrediction]):
             **_NO_BOXES,
         }
         return ReadFile(path, sample, pixels)
+
+    def make_tiling(self, task: Any) -> Tiling | None:
+        """Make the tiling of photos of more than `tile` pixels. Raises ConfigError for a task that has none."""
+        if self._tile is None:
+            return None
+        option, name = f"tile={self._tile['size_px']}", self.run.config.task.name
+        return make_tiling(task, name=name, option=option, min_score=self.score, **self._tile)
+
+    def about(self) -> dict[str, Any]:
+        """Return how large photos are tiled; empty if each is predicted as a whole."""
+        return {} if self._tile is None else {"tile": self._tile}
 
     def sample_size(self, file: ReadFile) -> int:
         """Return the number of blocks of 8 x 8 pixels, so that a batch of photos has at most 2^24 pixels."""

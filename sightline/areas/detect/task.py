@@ -30,6 +30,7 @@ from sightline.areas.detect.pictures import (
     show_detections,
     show_priors,
 )
+from sightline.areas.detect.tiles import PhotoTiles
 from sightline.contract import registry
 from sightline.contract.arguments import (
     AssignerBlock,
@@ -344,6 +345,11 @@ class Detect(Supervised):
             unsuppressed._replace(detections=to_file_pixels(unsuppressed.detections, *canvas_map, clip=False))
             for unsuppressed, canvas_map in zip(decoded, canvas_maps, strict=True)
         ]
+
+    def make_tiling(self, *, size_px: int, overlap: float, min_score: float = 0.0) -> PhotoTiles:
+        """Make the tiling of photos that are larger than `size_px`, for detections that reach `min_score`."""
+        layout: Any = {"size_px": size_px, "overlap": overlap, "min_score": min_score}
+        return PhotoTiles(self._decode_in_files, self._select, clip=self._clip, **layout)
 
     def show(
         self,

@@ -188,7 +188,9 @@ def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
     """
     if tuple(image.shape[-3:-1]) == size:
         return image.clone()
-    channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).contiguous()
+    channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2)
+    # As pixels lie in files: other orders are a copy, and to a width of 1 torch 2.13 then gives wrong floats, or fails.
+    channels = channels.contiguous(memory_format=torch.channels_last)
     resized = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
 

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from sightline.contract.errors import DataError
 from sightline.ops.views.rendering import Background
@@ -74,6 +74,16 @@ class _BoundedFile(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None or size > self._num_bytes else size)
+
+
+PHOTO_RULE = "upright RGB of 8 bits, resized by a triangle filter as wide as the larger pixel, rounded to 8 bits"
+"""How `read_image` and `resize_images` make numbers of a photo; another rule has other words."""
+
+
+def describe_photo_reading() -> str:
+    """Describe how photos become numbers here: by what rule, and by which decoder of JPEG: its versions may differ."""
+    turbo = features.version("libjpeg_turbo")
+    return f"{PHOTO_RULE}; libjpeg-turbo {turbo}" if turbo else f"{PHOTO_RULE}; libjpeg {features.version('jpg')}"
 
 
 def advise_unread(folder: Path) -> str:
@@ -242,7 +252,17 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
     with open_image(path) as image:
         load_pixels(image, path)
         upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-        return np.array(_convert_to_rgb(upright, path))
+        return _copy_pixels(_convert_to_rgb(upright, path))
+
+
+def _copy_pixels(image: Image.Image) -> np.ndarray:
+    """Copy the pixels of an RGB image to a new array (H, W, 3), some rows at a time: Pillow makes two more copies."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    num_rows = max(1, _PIECE_BYTES // (3 * max(1, image.width)))
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -261,4 +281,4 @@ def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
         )
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -60,7 +60,7 @@ class RunProblem:
             for component in config.losses
         }
         evaluator = run.evaluator(self.part)
-        self._evaluator = dataclasses.replace(evaluator, metrics=(), votes=1, voting_reader=None)
+        self._evaluator = dataclasses.replace(evaluator, metrics=(), votes=1, voting_reader=None, tiles=None)
         self.layers = layer_costs(run.model, self._trace_model(), self.names)
         self._inputs = self._calibrate_inputs(problem)
         step = single_batch_step(

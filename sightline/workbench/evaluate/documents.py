@@ -28,8 +28,15 @@ def evaluation_document(
         "data": _describe_part(config.data.name, part, evaluation),
         "checkpoint": which,
         "votes": config.evaluate.votes,
+        **_describe_tiles(config),
         "selection": _describe_selection(config),
     }
+
+
+def _describe_tiles(config: RunConfig) -> dict[str, Any]:
+    """Describe the tiles of images, as `predict` does; empty without them."""
+    settings = config.evaluate
+    return {} if settings.tile is None else {"tile": {"size_px": settings.tile, "overlap": settings.tile_overlap}}
 
 
 def score_document(data: ComponentConfig, part: DataSubset, path: Path, scored: ScoredFiles) -> dict[str, Any]:

@@ -35,6 +35,10 @@ DOCUMENTS = ("config.yaml", "facts.json", "inputs.json", "environment.json")
 """Files of the run that a description holds: what a run directory needs without its weights."""
 
 
+_OF_ENVIRONMENT = ("plugins", "photos")
+"""Keys of a run's environment that predictions depend on."""
+
+
 def describe_export(
     run: TrainedRun,
     task: Any,
@@ -106,12 +110,12 @@ def _describe_gathering(parts: NetworkParts, features: Sequence[str]) -> dict[st
 
 def _copy_documents(run: TrainedRun) -> dict[str, str]:
     """Copy the documents of a run directory that state what its network takes."""
-    folder = run.files.folder
+    folder, environment = run.files.folder, run.files.environment
     return {
         "config.yaml": (folder / "config.yaml").read_text(encoding="utf-8"),
         "facts.json": (folder / "facts.json").read_text(encoding="utf-8"),
         "inputs.json": json.dumps(inputs_document(run.files.inputs)),
-        "environment.json": json.dumps({"plugins": run.files.environment.get("plugins", [])}),
+        "environment.json": json.dumps({name: environment[name] for name in _OF_ENVIRONMENT if name in environment}),
     }
 
 

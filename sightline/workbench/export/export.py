@@ -149,7 +149,7 @@ def _score(opened: OpenRun, split: SplitTransforms, content: bytes) -> Mapping[s
     part = opened.data.test
     reader = BatchReader(part.dataset, split.outside)
     model = make_session_model(opened, OnnxSession(opened.path, content, max_seconds=MAX_SECONDS))
-    return replace(opened.evaluator(), reader=reader, votes=1)(model, World()).metrics
+    return replace(opened.evaluator(), reader=reader, votes=1, tiles=None)(model, World()).metrics
 
 
 def _to_float32(value: Tensor) -> Tensor:

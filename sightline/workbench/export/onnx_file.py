@@ -20,7 +20,7 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError, RunError, UserError, assert_installed, summarise_error
 from sightline.contract.model import model_output_keys
 from sightline.contract.regular_files import read_regular_file
-from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
+from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained, warn_of_photos
 from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.process_folder import process_folder
 from sightline.runs.run_files import RunFiles
@@ -70,6 +70,7 @@ def _make_run(
     """Build the run of an exported file, with the transforms that are outside of it."""
     with preserve_random_state():
         run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
+        warn_of_photos(files)
         model = make_session_model(run, session)
         split = split_transforms(run.transforms, model)
         if [name for name, _ in split.inside] != description["inside"]:

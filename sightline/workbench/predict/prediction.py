@@ -17,7 +17,6 @@ import torch
 
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
-from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
 from sightline.contract.model import model_output_keys
 from sightline.contract.schema import signature_parameters, suggest
@@ -26,13 +25,14 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
+from sightline.engine.tiles import predict_by_tiles
 from sightline.ops import waits
 from sightline.runs.inputs import find_range
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.image_files import advise_unread
 from sightline.store.files.input_files import list_files, natural_sort_key
-from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.collation import batch_keys
+from sightline.store.loading.sample_stream import transform_samples
 from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 from sightline.workbench.predict.predictor import Inference, Predictions, Predictor, ReadFile, Refusal, predictor_class
 
@@ -102,8 +102,15 @@ class InferencePipeline:
 
     def make_batch(self, names: Sequence[str], samples: Sequence[Sample]) -> Batch:
         """Make a transformed batch of the samples of files; random draws depend on a file's draw name only."""
-        keys = [SampleKey(_compute_sample_index(name), 0, self.run.config.seed) for name in names]
-        return BatchReader(_SampleStream(self.info, samples), self.transforms)(keys)
+        return self.transform(self.make_keys(names), samples)
+
+    def make_keys(self, names: Sequence[str]) -> list[SampleKey]:
+        """Make the keys by which samples of these names draw."""
+        return [SampleKey(_compute_sample_index(name), 0, self.run.config.seed) for name in names]
+
+    def transform(self, keys: Sequence[SampleKey], samples: Sequence[Sample]) -> Batch:
+        """Make the transformed batch of samples that draw by these keys."""
+        return transform_samples(samples, keys, self.transforms, self.info)
 
     def model_inputs(self, batch: Batch) -> Batch:
         """Return the batch keys that model and task receive, on their device."""
@@ -127,21 +134,6 @@ class InferencePipeline:
             "output_keys": AvailableKeys(owner, model_output_keys(self.model, owner=owner)),
         }
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
-
-
-class _SampleStream(Dataset):
-    """Samples as a data set that is read once, in order."""
-
-    def __init__(self, info: DataInfo, samples: Sequence[Sample]) -> None:
-        self.info = info
-        self._size = len(samples)
-        self._samples = iter(samples)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        return next(self._samples)
 
 
 def _compute_sample_index(name: str) -> int:
@@ -246,6 +238,7 @@ class FilePredictor:
             transforms=predictor.transforms(),
             task=predictor.make_task(),
         )
+        self._tiling = predictor.make_tiling(self._pipeline.task)
 
     def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Any | Refusal]]:
         """Yield each file with its prediction or its refusal, as they come."""
@@ -313,6 +306,17 @@ class FilePredictor:
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
         """Run one batch through transforms, model and task."""
-        names = [self._predictor.draw_name(file.path) for file in files]
-        batch = self._pipeline.make_batch(names, [file.sample for file in files])
-        return Inference(batch, self._pipeline.predict(self._pipeline.model_inputs(batch)))
+        keys = self._pipeline.make_keys([self._predictor.draw_name(file.path) for file in files])
+        samples = [file.sample for file in files]
+        batch, predictions = self._infer_samples(keys, samples)
+        if self._tiling is not None:
+            pairs, size = zip(keys, samples, strict=True), self._batch_size
+            predictions = predict_by_tiles(
+                self._tiling, pairs, predictions, lambda *tiles: self._infer_samples(*tiles)[1], batch_size=size
+            )
+        return Inference(batch, predictions)
+
+    def _infer_samples(self, keys: Sequence[SampleKey], samples: Sequence[Sample]) -> tuple[Batch, Mapping[str, Any]]:
+        """Return the batch of samples, and what model and task predict of it."""
+        batch = self._pipeline.transform(keys, samples)
+        return batch, self._pipeline.predict(self._pipeline.model_inputs(batch))

@@ -19,6 +19,7 @@ from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
 from sightline.contract.schema import signature_parameters
+from sightline.contract.task import Tiling
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import REPEAT, disk_failure
@@ -210,6 +211,10 @@ class Predictor(Generic[PredictionT]):
 
     def make_task(self) -> Any:
         """Make the task whose predictions are read; None for that of the run."""
+        return None
+
+    def make_tiling(self, task: Any) -> Tiling | None:
+        """Make the tiling of large samples that the options state; None to predict each as a whole."""
         return None
 
     def sample_size(self, file: ReadFile) -> int:
