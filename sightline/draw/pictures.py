@@ -49,6 +49,10 @@ PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250
 INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
 
 
+_AZIMUTH_DEG, _ELEVATION_DEG = 35.0, 24.0
+"""Direction of the viewer of a cloud, in a frame whose z is up."""
+
+
 class Lines(NamedTuple):
     """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends."""
 
@@ -124,8 +128,8 @@ def render_clouds(
     up_axis: Frame = "z",
     columns: int | None = None,
     tile_px: int = 220,
-    azimuth_deg: float = 35.0,
-    elevation_deg: float = 24.0,
+    azimuth_deg: float = _AZIMUTH_DEG,
+    elevation_deg: float = _ELEVATION_DEG,
 ) -> np.ndarray:
     """Render clouds, each on a card, in a parallel three-quarter view: a sheet (H, W, 3) uint8 RGB.
 
@@ -215,9 +219,20 @@ def _make_view_axes(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     return np.stack([right, np.cross(towards, right), towards])
 
 
+def view_direction() -> np.ndarray:
+    """Return the direction (3,) from a cloud to its viewer, by default, in a frame whose z is up."""
+    return _make_view_axes(_AZIMUTH_DEG, _ELEVATION_DEG)[2]
+
+
+def upright_points(points: np.ndarray, frame: Frame) -> np.ndarray:
+    """Transform points (..., 3) of a frame to the one of the view's direction, whose z is up."""
+    upright: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1)))
+    return upright
+
+
 def _to_view(points: np.ndarray, frame: Frame, view: np.ndarray) -> np.ndarray:
     """Transform points (..., 3) of a frame to the axes of the view."""
-    points_in_view: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1))) @ view.T
+    points_in_view: np.ndarray = upright_points(points, frame) @ view.T
     return points_in_view
 
 
