@@ -54,11 +54,12 @@ _AZIMUTH_DEG, _ELEVATION_DEG = 35.0, 24.0
 
 
 class Lines(NamedTuple):
-    """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends."""
+    """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends, or hollow dots."""
 
     ends: np.ndarray
     color: np.ndarray
     has_dots: bool = True
+    is_hollow: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,7 +267,7 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
     size = len(card)
     image = Image.fromarray(card.round().astype(np.uint8)).resize((2 * size, 2 * size), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
-    for ends, color, has_dots in lines:
+    for ends, color, has_dots, is_hollow in lines:
         thick = max(2, size // (90 if has_dots else 200))
         column, row = _to_pixels(ends.reshape(-1, 3), 2 * size)
         positions = np.stack([column, row], axis=1).reshape(-1, 4)
@@ -274,6 +275,9 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
             draw.line(segment, fill=tuple(color.tolist()), width=thick)
         for x, y in positions.reshape(-1, 2).tolist() if has_dots else ():
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=tuple(color.tolist()))
+            if is_hollow:
+                inner = thick / 2
+                draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=_CARD_TOP)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
 
 

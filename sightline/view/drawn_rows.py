@@ -1,4 +1,4 @@
-"""Points of a cloud that a picture shows: those near the objects of a scan, and those behind the near walls of a room."""
+"""Points that pictures of clouds show: near the objects of a scan, and behind the near walls of a room."""
 
 from __future__ import annotations
 

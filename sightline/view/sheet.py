@@ -122,7 +122,7 @@ def _make_card(tile: Tile | None, hidden: Sequence[str], frame: Frame) -> _Card:
     if tile.panel is not None:
         return _Card(tile.panel.pixels, tile.caption)
     rows = subsample(_shown_rows(tile.cloud, _visible_rows(tile.cloud, hidden), frame), MAX_DRAWN)
-    lines = tuple(figure.lines() for figure in tile.cloud.skeletons if figure.name not in hidden)
+    lines = tuple(line for figure in tile.cloud.skeletons if figure.name not in hidden for line in figure.lines())
     return _Card(tile.cloud.points[rows], tile.caption, tile.cloud.is_right, tile.coloring.colors()[rows], lines)
 
 
