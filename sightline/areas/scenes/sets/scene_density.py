@@ -31,7 +31,8 @@ class SceneDensity(NamedTuple):
         text = f"about {self.per_m2:.3g} points on a square metre of surface"
         if self.grid_m is None:
             return text
-        return f"{text}, which is dense: cells of {self.grid_m:g} m keep {self.num_kept:,} of {self.num:,} points"
+        kept = f"a grid of {self.grid_m:g} m keeps {self.num_kept:,} of {self.num:,}"
+        return f"{text}, which is dense: {kept}, and --config writes it, with a crop of {DENSE_CROP:,} points"
 
     def config_words(self) -> list[str]:
         """Return the `key=value` words that thin scenes in `segment/own_rooms`; none for scenes that are not dense."""
