@@ -21,9 +21,9 @@ _MIN_POINTS = 50
 
 
 class Rings(NamedTuple):
-    """Rings of a scan: their number, which is the largest plus one, and the order of their beams."""
+    """Rings of a scan: `num_rings`, the largest number plus one, and the order of their beams."""
 
-    count: int
+    num_rings: int
     order: RingOrder
 
 

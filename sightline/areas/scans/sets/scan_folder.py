@@ -229,7 +229,7 @@ def _recognise_rings(reader: _ReaderOptions, files: Sequence[Path]) -> tuple[_Re
             "the elevation in every scan: rows of range images follow elevations; num_beams=N reads it as it is"
         )
         return replace(reader, ring_order=reader.ring_order or order), "", [note]
-    count = max(rings.count for rings in found)
+    count = max(rings.num_rings for rings in found)
     num_beams, first = next_number_of_beams(count), "highest" if order == "top_first" else "lowest"
     about = f"a column of whole numbers from 0 (the {first} beam) to {count - 1}, read as num_beams={num_beams}"
     doubt = (

@@ -215,7 +215,7 @@ def survey_scans(
         **({"doubts": doubts} if doubts else {}),
         "projected": {f"{height} x {width}": shares for width, shares in figures.items()},
         "for_config": shlex.join([f"data.sensor={block}", *_list_words(size, is_full_turn=turn == 1)]),
-        "proposed_projection": f"{{{_format_block({'name': 'project'} | size)}}} shows "
+        "proposed_projection": f"{{{_format_block({'name': 'project', **size})}}} shows "
         f"{figures[fit]['points_shown']:.0%} of points",
     }
 
@@ -236,7 +236,7 @@ def _list_widths(step: AzimuthStep | None, turn: float) -> list[int]:
 def _describe_step(step: AzimuthStep | None) -> str:
     if step is None:
         return "not found: azimuths within a ring have no step, or there are no rings"
-    return f"{step.columns_per_turn:.1f}, by the step of the azimuth within a ring; points are off by {step.jitter:.2f}"
+    return f"{step.columns_per_turn:.1f}, by the step of the azimuth within a ring (jitter {step.jitter:.2f} steps)"
 
 
 def _list_words(size: Mapping[str, Any], *, is_full_turn: bool) -> list[str]:
@@ -244,7 +244,7 @@ def _list_words(size: Mapping[str, Any], *, is_full_turn: bool) -> list[str]:
     words = [f"transforms.evaluate.0.{key}={value}" for key, value in size.items()]
     if is_full_turn:
         return [*words, *(f"transforms.train.2.{key}={value}" for key, value in size.items())]
-    project = _format_block({"name": "project"} | size)  # turned scans would leave the image
+    project = _format_block({"name": "project", **size})  # turned scans would leave the image
     return [*words, f"transforms.train=[{{name: flip, axes: [y]}}, {{{project}}}]", "model.circular=false"]
 
 
