@@ -25,8 +25,8 @@ from sightline.store.files.cloud_files import (
 from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
-from sightline.store.files.scan_rings import RingOrder, find_ring_column
 from sightline.store.files.scan_samples import RawScan, check_scan, count_more
+from sightline.store.files.sensors import RingOrder, find_ring_column
 from sightline.store.remarks import in_metres
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)

@@ -34,9 +34,8 @@ from sightline.store.files.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.store.files.scan_rings import RingOrder, Rings, find_rings, next_number_of_beams
 from sightline.store.files.scan_samples import RawScan
-from sightline.store.files.sensors import Sensor
+from sightline.store.files.sensors import RingOrder, Rings, Sensor, find_rings, next_number_of_beams
 from sightline.store.label_maps import make_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.name_lists import describe_split, read_name_lists
