@@ -49,12 +49,17 @@ PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250
 INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
 
 
+_AZIMUTH_DEG, _ELEVATION_DEG = 35.0, 24.0
+"""Direction of the viewer of a cloud, in a frame whose z is up."""
+
+
 class Lines(NamedTuple):
-    """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends."""
+    """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends, or hollow dots."""
 
     ends: np.ndarray
     color: np.ndarray
     has_dots: bool = True
+    is_hollow: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +133,8 @@ def render_clouds(
     up_axis: Frame = "z",
     columns: int | None = None,
     tile_px: int = 220,
-    azimuth_deg: float = 35.0,
-    elevation_deg: float = 24.0,
+    azimuth_deg: float = _AZIMUTH_DEG,
+    elevation_deg: float = _ELEVATION_DEG,
 ) -> np.ndarray:
     """Render clouds, each on a card, in a parallel three-quarter view: a sheet (H, W, 3) uint8 RGB.
 
@@ -219,9 +224,20 @@ def _make_view_axes(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     return np.stack([right, np.cross(towards, right), towards])
 
 
+def view_direction() -> np.ndarray:
+    """Return the direction (3,) from a cloud to its viewer, by default, in a frame whose z is up."""
+    return _make_view_axes(_AZIMUTH_DEG, _ELEVATION_DEG)[2]
+
+
+def upright_points(points: np.ndarray, frame: Frame) -> np.ndarray:
+    """Transform points (..., 3) of a frame to the one of the view's direction, whose z is up."""
+    upright: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1)))
+    return upright
+
+
 def _to_view(points: np.ndarray, frame: Frame, view: np.ndarray) -> np.ndarray:
     """Transform points (..., 3) of a frame to the axes of the view."""
-    points_in_view: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1))) @ view.T
+    points_in_view: np.ndarray = upright_points(points, frame) @ view.T
     return points_in_view
 
 
@@ -255,7 +271,7 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
     size = len(card)
     image = Image.fromarray(card.round().astype(np.uint8)).resize((2 * size, 2 * size), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
-    for ends, color, has_dots in lines:
+    for ends, color, has_dots, is_hollow in lines:
         thick = max(2, size // (90 if has_dots else 200))
         column, row = _to_pixels(ends.reshape(-1, 3), 2 * size)
         positions = np.stack([column, row], axis=1).reshape(-1, 4)
@@ -263,6 +279,9 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
             draw.line(segment, fill=tuple(color.tolist()), width=thick)
         for x, y in positions.reshape(-1, 2).tolist() if has_dots else ():
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=tuple(color.tolist()))
+            if is_hollow:
+                inner = thick / 2
+                draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=_CARD_TOP)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
 
 

@@ -116,12 +116,11 @@ def identity_map(ids: Sequence[int], id_names: Mapping[int, str], *, where: str)
     return LabelMap(tables, where=where)
 
 
-def make_label_map(names: Sequence[str | None]) -> LabelMap:
+def make_label_map(names: Sequence[str | None], *, where: str = "data.label_map") -> LabelMap:
     """Build a map with one class for each named id, of the ids 0, 1, 2 and so on; ids without a name are ignored.
 
-    Raises DataError if no id has a name, and for two of one name.
+    Raises DataError, led by `where`, if no id has a name, and for two of one name.
     """
-    where = "data.label_map"
     named = {raw: name for raw, name in enumerate(names) if name is not None}
     if not named:
         raise DataError(f"{where}: names no class; give the names of the ids 0, 1, 2 ..., null for one to ignore")

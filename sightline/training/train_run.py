@@ -387,6 +387,8 @@ def sample_counts(data: Data) -> str:
     chosen, test = data.selection, data.test
     held_out = ", held out of the training part" if chosen.dataset is data.train.dataset else ""
     choosing = "" if chosen.split == "test" else f", {len(chosen.indices)} of validation{held_out}"
-    return f"samples: {len(data.train.indices)} of training{choosing}" + (
+    num_train, repeats = len(data.train.indices), data.train.dataset.repeats
+    visits = f" ({num_train // repeats} visited {repeats} times in an epoch)" if repeats > 1 else ""
+    return f"samples: {num_train} of training{visits}{choosing}" + (
         f", {len(test.indices)} of test" if test.split == "test" else ", no test part"
     )

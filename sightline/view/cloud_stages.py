@@ -14,6 +14,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import Frame, pad_to_3d
 from sightline.parts.metrics.predicted_labels import predict_labels
+from sightline.view.drawn_rows import Surroundings
 from sightline.view.range_images import describe_image, image_panels, prediction_panels
 from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, error_coloring, height_coloring
@@ -35,6 +36,7 @@ class CloudStages:
         self.frame: Frame = facts.get("up_axis", "z")
         self.whole = _sample_labels(raw, facts)
         self._unit = _unit(info)
+        self._surroundings = _surroundings(info)
 
     def raw_stage(self, sample: Sample) -> Stage:
         """Build the stage of the cloud as the data set returns it."""
@@ -81,7 +83,8 @@ class CloudStages:
             raise DataError(f"view: points have the shape {points.shape}; a cloud is (points, 2) or (points, 3)")
         width = points.shape[1]
         description = {2: "drawn at z = 0"}.get(width, f"drawn by the first 3 of {width} columns" if width > 3 else "")
-        return Stage(stage, pad_to_3d(points), tuple(_colorings(sample, points, self.facts)), unit, description)
+        colorings = tuple(_colorings(sample, points, self.facts))
+        return Stage(stage, pad_to_3d(points), colorings, unit, description, surroundings=self._surroundings)
 
 
 def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
@@ -112,6 +115,14 @@ def _array(values: Tensor) -> np.ndarray:
 def _unit(info: DataInfo) -> str:
     """Return the unit that the data set states for its raw points; after transforms the unit is unknown."""
     return info.fields["points"].unit if "points" in info.fields else ""
+
+
+def _surroundings(info: DataInfo) -> Surroundings:
+    """Return what the clouds of a set are of, by its form of scans and the frame of its points."""
+    if info.scans is not None:
+        return "scan"
+    frame = info.fields["points"].frame if "points" in info.fields else ""
+    return "room" if frame.startswith(("scene", "room")) else "none"
 
 
 def _sample_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -154,7 +165,8 @@ def _prediction_stage(
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
         description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
     without_truth = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
-    return Stage("prediction", cloud.points, (*colorings, *without_truth), cloud.unit, description), figures
+    stage = Stage("prediction", cloud.points, (*colorings, *without_truth), cloud.unit, description)
+    return replace(stage, surroundings=cloud.surroundings), figures
 
 
 def _whole_prediction_stage(

@@ -90,8 +90,8 @@ def _enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
 def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:
     """Draw figures with joints (J, 2) in pixels: bones in the figure's colour, joints in the palette's.
 
-    The first `num_thin` figures are thin lines without joints. Of the others, neither joints outside of the picture nor
-    bones to them are drawn.
+    Joints that are not sure are hollow. The first `num_thin` figures are thin lines without joints. Of the others,
+    neither joints outside of the picture nor bones to them are drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -99,13 +99,16 @@ def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thi
     draw = ImageDraw.Draw(image)
     thin, wide = figures[:num_thin], figures[num_thin:]
     for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in wide)]):
-        ends, color, _ = figure.lines()
-        for end in ends.reshape(-1, 4).tolist():
-            draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)
+        color = tuple(figure.color.tolist())
+        for first, last in figure.known_bones():
+            ends = (*figure.joints[first].tolist(), *figure.joints[last].tolist())
+            draw.line(ends, fill=color, width=1 if number < num_thin else 3)
+        unsure = set(figure.unsure_joint_indices().tolist())
         for joint in figure.known_joint_indices().tolist() if number >= num_thin else ():
             x, y = figure.joints[joint].tolist()
-            fill = tuple(PALETTE[joint % len(PALETTE)].tolist())
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=tuple(color.tolist()))
+            tint = tuple(PALETTE[joint % len(PALETTE)].tolist())
+            fill, outline, width = (_PAPER, tint, 2) if joint in unsure else (tint, color, 1)
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=outline, width=width)
     return np.asarray(image)
 
 

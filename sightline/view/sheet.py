@@ -8,17 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds, render_strips
+from sightline.draw.pictures import INK, PAGE, Frame, Lines, draw_legend, fit_text, render_clouds, render_strips
+from sightline.view.drawn_rows import behind_near_walls, near_objects
 from sightline.view.panels import ImagePanel, is_strip
 from sightline.view.stages import ClassColoring, Coloring, Stage, ViewedSample
 
 MAX_DRAWN = 60_000
 """Maximum of points of a cloud on a card: more hide one another, and take seconds to draw."""
-_BULK = (0.05, 0.95)
-"""Shares of the points along an axis, between which the bulk of them lies."""
 _FAINT = (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
 _PREDICTION_COLORINGS = ("ground truth", "prediction", "error")
+
+
+_LEFT_OUT = {
+    "scan": "the farthest points are not drawn, so that the others are large",
+    "room": "walls and ceiling between viewer and room are not drawn",
+}
+"""Notes on the points that the pictures of scans and rooms leave out."""
 
 
 class Tile(NamedTuple):
@@ -69,7 +75,7 @@ def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: in
     columns = max(min(4, len(tiles)), *(len(group) for group in _group_by_stage(tiles)))
     if any(panel.is_large for cloud in subject.stages for panel in cloud.panels):
         tile_px = max(tile_px, min(2 * tile_px, 4 * tile_px // columns))
-    card_inputs = [_make_card(tile, hidden) for tile in _arrange_rows(tiles, columns)]
+    card_inputs = [_make_card(tile, hidden, subject.up_axis) for tile in _arrange_rows(tiles, columns)]
     cards = render_clouds(
         [card.content for card in card_inputs],
         captions=[card.caption for card in card_inputs],
@@ -110,13 +116,13 @@ class _Card(NamedTuple):
     lines: tuple[Lines, ...] = ()
 
 
-def _make_card(tile: Tile | None, hidden: Sequence[str]) -> _Card:
+def _make_card(tile: Tile | None, hidden: Sequence[str], frame: Frame) -> _Card:
     if tile is None:
         return _Card()
     if tile.panel is not None:
         return _Card(tile.panel.pixels, tile.caption)
-    rows = subsample(_near_objects(tile.cloud, _visible_rows(tile.cloud, hidden)), MAX_DRAWN)
-    lines = tuple(figure.lines() for figure in tile.cloud.skeletons if figure.name not in hidden)
+    rows = subsample(_shown_rows(tile.cloud, _visible_rows(tile.cloud, hidden), frame), MAX_DRAWN)
+    lines = tuple(line for figure in tile.cloud.skeletons if figure.name not in hidden for line in figure.lines())
     return _Card(tile.cloud.points[rows], tile.caption, tile.cloud.is_right, tile.coloring.colors()[rows], lines)
 
 
@@ -141,16 +147,12 @@ def subsample(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.sort(chosen)]
 
 
-def _near_objects(cloud: Stage, rows: np.ndarray) -> np.ndarray:
-    """Return the rows near outlined objects and the bulk of the points: of a LiDAR, the farthest leave these small."""
+def _shown_rows(cloud: Stage, rows: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return those of the rows that are near the objects of a scan, or behind the near walls of a room."""
     objects = [figure.joints for figure in cloud.skeletons if figure.num_objects is not None]
-    if not objects or not len(rows):
-        return rows
-    points = cloud.points[rows]
-    corners = np.concatenate([np.quantile(points, _BULK, axis=0), *objects])
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    margin = 0.05 * (high - low).max()
-    return rows[((points >= low - margin) & (points <= high + margin)).all(axis=1)]
+    if objects or cloud.surroundings == "scan":
+        return rows[near_objects(cloud.points[rows], objects)]
+    return rows[behind_near_walls(cloud.points[rows], frame)] if cloud.surroundings == "room" else rows
 
 
 def _visible_rows(cloud: Stage, hidden: Sequence[str]) -> np.ndarray:
@@ -178,6 +180,8 @@ def _title_lines(subject: ViewedSample, tiles: Sequence[Tile], hidden: Sequence[
     notes = [f"without {', '.join(hidden)}"] if hidden else []
     if any(len(tile.cloud.points) > MAX_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MAX_DRAWN:,} points are drawn of a cloud")
+    surroundings = {tile.cloud.surroundings for tile in tiles if tile.panel is None}
+    notes += [note for kind, note in _LEFT_OUT.items() if kind in surroundings]
     return [*lines, "; ".join(notes)] if notes else lines
 
 

@@ -18,7 +18,8 @@ class JointFigure:
     """Skeleton: joints (J, 3) in the frame of a cloud or a picture; `is_known` (J,) marks the labelled ones.
 
     `bones` are pairs of joint indices, `color` (3,) uint8 is the colour of the whole figure. A figure of `num_objects`
-    outlines, such as all boxes of a class, is drawn without dots at its joints.
+    outlines, such as all boxes of a class, is drawn without dots at its joints. Joints that are not `is_sure` (J,) are
+    drawn hollow.
     """
 
     name: str
@@ -27,6 +28,7 @@ class JointFigure:
     bones: tuple[tuple[int, int], ...]
     color: np.ndarray
     num_objects: int | None = None
+    is_sure: np.ndarray | None = None
 
     def with_joints(self, joints: np.ndarray) -> JointFigure:
         """Return the figure with its joints at other positions (J, 3) or, in a picture, (J, 2)."""
@@ -46,11 +48,22 @@ class JointFigure:
         known_joints = set(self.known_joint_indices().tolist())
         return [bone for bone in self.bones if known_joints.issuperset(bone)]
 
-    def lines(self) -> Lines:
-        """Return the ends of the known bones (E, 2, 3), and the colour."""
+    def unsure_joint_indices(self) -> np.ndarray:
+        """Return the indices of the known joints that are not sure."""
+        known = self.known_joint_indices()
+        return known[:0] if self.is_sure is None else known[~self.is_sure[known]]
+
+    def lines(self) -> tuple[Lines, ...]:
+        """Return the known bones and, of a figure with dots, joints without a bone and those that are drawn hollow."""
         bones = self.known_bones()
         ends = self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))
-        return Lines(ends, self.color, has_dots=self.num_objects is None)
+        if self.num_objects is not None:
+            return (Lines(ends, self.color, has_dots=False),)
+        single = np.setdiff1d(self.known_joint_indices(), np.array(bones, dtype=np.int64))
+        dots = self.joints[np.stack([single, single], axis=1)]
+        hollow = self.joints[np.stack([self.unsure_joint_indices()] * 2, axis=1)]
+        lines = (Lines(np.concatenate([ends, dots]), self.color), Lines(hollow, self.color, is_hollow=True))
+        return tuple(each for each in lines if len(each.ends))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a page: known joints in order, and bones as pairs of indices into them."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.parts.tasks.segment import WRONG
+from sightline.view.drawn_rows import Surroundings
 from sightline.view.panels import ImagePanel
 from sightline.view.skeletons import JointFigure
 
@@ -105,7 +106,7 @@ class Stage:
 
     `description` is a further line of text, `figures` the same in numbers. `is_right`: the prediction for the whole
     sample is correct, or an exact property of the stage was verified. `skeletons` are in the frame of the points.
-    `panels` are flat pictures of the stage.
+    `panels` are flat pictures of the stage. `surroundings` decide which of its points a picture leaves out.
     """
 
     stage: str
@@ -117,6 +118,7 @@ class Stage:
     skeletons: tuple[JointFigure, ...] = ()
     panels: tuple[ImagePanel, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    surroundings: Surroundings = "none"
 
     def coloring(self, name: str) -> Coloring | None:
         """Return the colouring of this name, or None."""

@@ -38,13 +38,15 @@ def write_rooms(folder: Path) -> None:
 
 
 def write_scans(folder: Path) -> None:
-    """Write twelve scans of 16 beams with labels, and one without."""
+    """Write twelve scans of 16 beams with labels 1 to 8, and one without."""
+    ids = np.zeros(256, dtype=np.int64)
+    ids[[10, 30, 40, 48, 50, 71, 72, 80]] = range(1, 9)  # of SemanticKITTI
     for number in range(13):
         scan = own_scan(number, num_columns=200)
         name = f"lidar/{number:06}" if number < 12 else "more_scans/000000"
         write_bin(folder / f"{name}.bin", scan)
         if number < 12:
-            write_labels(folder / f"{name}.label", scan.ids, scan.thing + 1)
+            write_labels(folder / f"{name}.label", ids[scan.ids], scan.thing + 1)
 
 
 def write_photos(folder: Path) -> None:

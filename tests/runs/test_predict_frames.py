@@ -188,7 +188,7 @@ def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: 
         assert [float(row[f"reference {axis}_mm"]) for axis in "xyz"] == answer["reference_mm"]
         assert row["refused"] == ""
         picture = np.asarray(Image.open(answer["written"]["picture"]))
-        assert 352 < max(picture.shape) <= 640, "the window of the cube, enlarged"
+        assert 352 < max(picture.shape) <= 640 + 120, "the window of the cube, enlarged, and the names of 21 joints"
         assert Path(answer["written"]["picture"]).name == f"{Path(answer['file']).stem}.pose.png"
     assert done.out.count("000.") == 1  # a long path may go on in the next line
 
@@ -237,7 +237,10 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             "far_mm: is 400, it must be larger than near_mm, which is 500",
         ),
         (("refiner={run}",), "the task 'pose' predicts no centres; give a run of the task centre"),
-        (("category=mug",), "found 'category=mug', allowed is key=value with camera.*, reference.* and refiner"),
+        (
+            ("category=mug",),
+            "found 'category=mug', allowed is key=value with camera.*, reference.*, refiner and min_peak",
+        ),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],
 )

@@ -82,7 +82,9 @@ def test_the_numbers_of_a_sound_sample() -> None:
     assert target["target_off_max_mm"] <= target["cell_mm"] * 0.501 * np.sqrt(3)
     assert 25 / 1.2 <= target["cell_mm"] <= 25 / 0.8
     assert [cloud.is_right for cloud in subject.stages] == [None, True, True, True]
-    assert f"{target['target_off_cells']:.2f} of a cell of {target['cell_mm']:.1f} mm" in subject.stages[-1].description
+    told = subject.stages[-1].description
+    assert told.startswith(f"joints read from the heat maps are at most {target['target_off_max_mm']:.1f} mm from the ")
+    assert f"a cell is {target['cell_mm']:.1f} mm wide" in told
 
 
 def test_transposed_targets_are_told_in_cells() -> None:
@@ -92,8 +94,8 @@ def test_transposed_targets_are_told_in_cells() -> None:
     # third 4.96 and 6. The middle of the largest cell is then off by |4.5 - 2.8|, |2.5 - 4.4|, ...: 1.9 at most.
     assert cloud.figures["target_off_cells"] == pytest.approx(1.9, abs=1e-5)
     assert cloud.is_right is False
-    assert cloud.description.startswith("MORE THAN HALF A CELL: ")
-    assert "1.90 of a cell of 25.0 mm" in cloud.description
+    assert cloud.description.startswith("MORE THAN HALF A CELL OFF, ")
+    assert "1.90 of a cell along an axis: " in cloud.description
 
 
 def test_joints_of_a_data_set_with_swapped_axes_lie_off_the_image() -> None:
@@ -105,7 +107,7 @@ def test_joints_of_a_data_set_with_swapped_axes_lie_off_the_image() -> None:
     right, wrong = (subject_of(reader(frames)).stages[0] for frames in (Frames(), Swapped()))
     assert right.figures["joint_to_surface_mm"] < 3
     assert wrong.figures["joint_to_surface_mm"] > 25  # the joints lie 28, 35 and 55 mm from where they are
-    assert "mm from the nearest measured point" in wrong.description
+    assert "mm from the measured surface" in wrong.description
 
 
 def test_voxels_with_swapped_axes_lie_off_the_joints() -> None:
@@ -130,7 +132,7 @@ def test_a_transform_that_moves_joints_is_told_by_the_way_back() -> None:
     assert [cloud.stage for cloud in subject.stages][1] == "train 1: moved"
     placed = stage(subject, "place_cube")
     assert placed.figures["round_trip_mm"] == pytest.approx(5.0)
-    assert "BACK IN MM THEY ARE 5.0 mm FROM THE RAW ONES" in placed.description
+    assert "A TRANSFORM MOVED JOINTS BY 5.0 mm AGAINST THE IMAGE" in placed.description
     assert placed.is_right is False
 
 
@@ -183,10 +185,32 @@ def test_a_prediction_stands_beside_the_truth_with_its_error() -> None:
     assert cloud.stage == "prediction"
     assert list(figures["error_mm"]) == list(NAMES)
     assert figures["mean_error_mm"] == pytest.approx(CELL_MM, abs=0.2)  # the parabola is exact but for float32 tails
-    assert cloud.description.startswith(f"{figures['mean_error_mm']:.1f} mm off on average, ")
+    assert cloud.description.startswith(f"joints are {figures['mean_error_mm']:.1f} mm off on average, ")
+    assert "hollow" not in cloud.description
     true, found = cloud.skeletons
+    assert not len(found.unsure_joint_indices())
     assert np.allclose(found.joints - true.joints, (0, 2, 0), atol=0.02)  # in voxels, two a cell
     assert [panel.name for panel in cloud.panels] == ["predicted and true", "xy, front", "xz, from above", "yz, side"]
+
+
+def test_a_joint_without_a_peak_is_drawn_hollow_and_named() -> None:
+    read = reader()
+
+    class Faint(Answer):
+        """Answers the target, that of the last joint a hundredth as high."""
+
+        def forward(self, *, heatmaps: Tensor) -> Mapping[str, Tensor]:
+            heights = torch.tensor([1.0, 1.0, 0.01])[:, None, None, None]
+            return {"likelihood": heatmaps * heights + self.weight}
+
+    model = Faint(0)
+    keys, outputs = AvailableKeys("batch", read.keys), AvailableKeys("model", {"likelihood"})
+    task = Pose(model=model, losses={}, batch_keys=keys, output_keys=outputs)
+    predictor = SamplePredictor(model, task, read, Precision("float32"), torch.device("cpu"))
+    cloud = subject_of(read, predictor=predictor).stages[-1]
+    assert cloud.description.endswith("; not found, drawn hollow (peak below 0.1): tip")
+    assert cloud.skeletons[1].unsure_joint_indices().tolist() == [2]
+    assert [line.is_hollow for line in cloud.skeletons[1].lines()] == [False, True]
 
 
 def test_a_sheet_has_the_cards_of_a_stage_in_one_row() -> None:

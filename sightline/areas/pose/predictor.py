@@ -22,11 +22,12 @@ from sightline.areas.pose.centres import (
 from sightline.areas.pose.depth_files import DEPTH_KINDS, check_marks, read_depth
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthCamera
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
+from sightline.areas.pose.task import MIN_PEAK
 from sightline.config.key_values import read_key_values
 from sightline.contract import registry
-from sightline.contract.arguments import PositiveFloat
+from sightline.contract.arguments import PositiveFloat, PositiveFraction
 from sightline.contract.errors import ConfigError, DataError, UserError
-from sightline.draw.pictures import encode_png
+from sightline.draw.pictures import PALETTE, draw_legend, encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.ops.views.pinhole import project_points
@@ -45,6 +46,7 @@ from sightline.workbench.predict.predictor import (
 
 _PICTURE = ".pose.png"
 _WIDTH_PX = 640
+_PAPER = np.array([252, 252, 252], dtype=np.uint8)
 _MAX_PX = 1e4
 """Columns and rows of joints that are drawn."""
 _COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
@@ -85,12 +87,14 @@ class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.
 
     The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run). A
-    `refiner`, a run of the task `centre`, moves the point to the figure's middle joint.
+    `refiner`, a run of the task `centre`, moves the point to the figure's middle joint. Joints with a peak below
+    `min_peak` are drawn hollow, as not found.
     """
 
     camera: CameraOptions = field(default_factory=CameraOptions)
     centre_of_mass: CentreOfMass | None = None
     refiner: TrainedRun | None = None
+    min_peak: PositiveFraction = MIN_PEAK
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,7 @@ class JointPrediction:
     Y points up if fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
     the joints' heat maps: 1 for a confident prediction, near 0 for a dead map. `reference` names the source of the
     reference point, `treatment` describes what was done to the frame. `depth` (H, W) is kept while predictions come one
-    by one.
+    by one. Joints with a peak below `min_peak` count as not found.
     """
 
     file: Path
@@ -116,6 +120,7 @@ class JointPrediction:
     cube_mm: float
     treatment: str
     depth: np.ndarray | None = None
+    min_peak: float = MIN_PEAK
 
 
 @registry.predictors.add("pose")
@@ -158,13 +163,13 @@ class PosePredictor(Predictor[JointPrediction]):
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """Parse `frames` from the arguments `camera.*`, `reference.*` and `refiner`."""
+        """Parse `frames` from the arguments `camera.*`, `reference.*`, `refiner` and `min_peak`."""
         arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
         for argument in line.key_values:
             key = argument.partition("=")[0].strip()
-            prefix = "" if key == "refiner" else f"{key.partition('.')[0]}."
+            prefix = "" if key in ("refiner", "min_peak") else f"{key.partition('.')[0]}."
             if prefix not in arguments:
-                allowed = "camera.*, reference.* and refiner"
+                allowed = "camera.*, reference.*, refiner and min_peak"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
         camera, mass, search = (
@@ -179,6 +184,7 @@ class PosePredictor(Predictor[JointPrediction]):
             camera=CameraOptions(**camera),
             centre_of_mass=CentreOfMass(**mass) if mass else None,
             refiner=open_trained(search["refiner"], plugins=line.plugins) if "refiner" in search else None,
+            min_peak=search.get("min_peak", MIN_PEAK),
         )
         return {"frames": frames}
 
@@ -312,6 +318,7 @@ class PosePredictor(Predictor[JointPrediction]):
             cube_mm=self._cube_mm,
             treatment=self._treatment,
             depth=np.asarray(file.sample["depth"]),
+            min_peak=self._options.min_peak,
         )
 
 
@@ -324,7 +331,11 @@ def _load_camera(run: TrainedRun) -> DepthCamera:
 
 
 def draw_pose(prediction: JointPrediction) -> np.ndarray:
-    """Draw the joints of a prediction and its cube over the part of the depth image that shows the cube."""
+    """Draw the joints of a prediction and its cube over the part of the depth image that shows the cube.
+
+    Joints with a peak below the prediction's `min_peak` are hollow; names of joints and, if there are hollow ones, that
+    peak are written below.
+    """
     assert prediction.depth is not None, "a prediction keeps its depth image until it is written"
     corners = prediction.reference_mm + (UNIT_CORNERS - 0.5) * prediction.cube_mm
     _, (left, top, right, bottom) = project_cube(corners, np.array(prediction.camera), prediction.depth.shape)
@@ -334,10 +345,14 @@ def draw_pose(prediction: JointPrediction) -> np.ndarray:
     camera = np.concatenate([prediction.camera[:2], np.array(prediction.camera[2:]) + shift]) * factor
     camera[2:] -= 0.5
     is_near = (np.abs(prediction.joints_px) < _MAX_PX).all(axis=1)
-    joints = JointFigure("joints", prediction.joints_mm, is_near, prediction.bones, READ)
+    is_sure = prediction.peaks >= prediction.min_peak
+    joints = JointFigure("joints", prediction.joints_mm, is_near, prediction.bones, READ, is_sure=is_sure)
     is_inside = np.abs(depth - prediction.reference_mm[2]) <= prediction.cube_mm / 2
     cube, _ = project_cube(corners, camera, depth.shape)
-    return depth_panel("prediction", depth, camera, [joints], is_inside=is_inside, cube=cube).pixels
+    pixels = depth_panel("prediction", depth, camera, [joints], is_inside=is_inside, cube=cube).pixels
+    names = [(name, PALETTE[joint % len(PALETTE)]) for joint, name in enumerate(prediction.joint_names)]
+    legend = [*names, *([] if is_sure.all() else [(f"hollow: not found, peak below {prediction.min_peak:g}", _PAPER)])]
+    return np.concatenate([pixels, draw_legend(legend, pixels.shape[1])])
 
 
 @registry.predictors.add("centre")
@@ -350,5 +365,5 @@ class CentrePredictor(Predictor[Any]):
         )
 
 
-def _search(*, refiner: str | None = None) -> None:
-    """Signature of the arguments about reference points: the path of the refiner."""
+def _search(*, refiner: str | None = None, min_peak: PositiveFraction = MIN_PEAK) -> None:
+    """Signature of further arguments: the path of the refiner, and the peak below which joints are drawn hollow."""

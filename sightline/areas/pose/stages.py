@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
-from sightline.areas.pose.task import decode_joints
+from sightline.areas.pose.task import MIN_PEAK, decode_joints
+from sightline.contract.errors import join_some
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.views.pinhole import depth_points, project_points
@@ -114,26 +115,30 @@ def measure_joint_errors(predicted: Tensor, true: Tensor, visible: Tensor, names
 
 
 def describe_placement(placement: CubePlacement) -> str:
-    """Describe the position of the cube and its augmentation."""
-    middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
+    """Describe the position of the cube, and how the figure in it was varied, in mm and degrees."""
+    x, y, z = placement.reference_mm[0].tolist()
     neutral = (placement.grid_size - placement.size) / 2
-    shift = (placement.shift[0] - neutral).tolist()
-    varied = [f"scaled by {float(placement.scale[0]):.2f}"] if float(placement.scale[0]) != 1 else []
-    if float(placement.angle_rad[0]):
-        varied.append(f"turned by {np.degrees(float(placement.angle_rad[0])):.0f} degrees")
-    if any(shift):
-        varied.append(f"shifted by {', '.join(f'{value:.1f}' for value in shift)} voxels")
-    return ", ".join([f"cube of {placement.cube_mm:g} mm about ({middle})", *varied])
+    shift_mm = (placement.shift[0] - neutral) * placement.voxel_mm
+    scale, degrees = float(placement.scale[0]), float(np.degrees(float(placement.angle_rad[0])))
+    varied = []
+    if scale != 1:
+        varied.append(f"drawn {abs(scale - 1):.0%} {'larger' if scale > 1 else 'smaller'}")
+    if degrees:
+        varied.append(f"turned by {degrees:.0f} degrees")
+    if bool(shift_mm.any()):
+        varied.append(f"moved by {float(shift_mm.double().norm()):.0f} mm")
+    where = f"cube of {placement.cube_mm:g} mm around the point x {x:.0f}, y {y:.0f}, z {z:.0f} mm"
+    return f"{where}; the figure is {' and '.join(varied)}" if varied else where
 
 
 def describe_round_trip(figures: Mapping[str, Any]) -> str:
-    """Describe how many joints are inside the cube, and their error from mm to the grid and back."""
+    """Describe how many joints are inside the cube, and what a transform did to them if it moved any."""
     if figures["round_trip_mm"] is None:
         return "no joint is labelled"
-    text = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
+    text = f"{figures['num_joints_inside']} of {figures['num_joints']} joints are in the cube"
     if figures["is_sound"]:
-        return f"{text}back in mm {figures['round_trip_mm']:.0e} mm from the raw ones"
-    return f"{text}BACK IN MM THEY ARE {figures['round_trip_mm']:.1f} mm FROM THE RAW ONES: a transform moves joints"
+        return text
+    return f"{text}; A TRANSFORM MOVED JOINTS BY {figures['round_trip_mm']:.1f} mm AGAINST THE IMAGE"
 
 
 def describe_target(figures: Mapping[str, Any]) -> str:
@@ -142,19 +147,22 @@ def describe_target(figures: Mapping[str, Any]) -> str:
         return "no labelled joint is in the cube"
     num_outside = figures["num_joints"] - figures["num_joints_inside"]
     text = (
-        f"read back from the target, joints are at most {figures['target_off_max_mm']:.1f} mm from the raw ones, "
-        f"{figures['target_off_cells']:.2f} of a cell of {figures['cell_mm']:.1f} mm along an axis"
+        f"joints read from the heat maps are at most {figures['target_off_max_mm']:.1f} mm from the labels; a cell is "
+        f"{figures['cell_mm']:.1f} mm wide"
     )
-    text += f"; {num_outside} joints outside of the cube" if num_outside else ""
-    return text if figures["is_sound"] else f"MORE THAN HALF A CELL: {text}; target and raw joints disagree"
+    text += f"; {num_outside} joints are outside of the cube" if num_outside else ""
+    if figures["is_sound"]:
+        return text
+    off = f"{figures['target_off_cells']:.2f} of a cell along an axis"
+    return f"MORE THAN HALF A CELL OFF, {off}: {text}: heat maps and labels disagree"
 
 
 def describe_errors(figures: Mapping[str, Any]) -> str:
     """Describe the errors of the predicted joints."""
     if figures["mean_error_mm"] is None:
         return "no joint is labelled"
-    worst = f"{figures['worst_joint']} {figures['max_error_mm']:.1f} mm"
-    return f"{figures['mean_error_mm']:.1f} mm off on average, {worst}"
+    worst = f"most of all {figures['worst_joint']}, by {figures['max_error_mm']:.1f} mm"
+    return f"joints are {figures['mean_error_mm']:.1f} mm off on average, {worst}"
 
 
 _ADDED_FIELDS = ("heatmaps", "volume", "placement")
@@ -205,16 +213,18 @@ class DepthStages:
         figures = measure_joint_errors(joints_mm, self._joints, self._visible, self._names)
         placement = CubePlacement.from_rows(sample["placement"][None])
         maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
-        true_figure, predicted_figure = (
-            self._true_figure(self._joints),
-            self._decoded_figure("predicted joints", joints_mm),
-        )
+        is_found = (predictions["peaks"][0].cpu() >= MIN_PEAK).numpy()
+        true_figure = self._true_figure(self._joints)
+        predicted_figure = replace(self._decoded_figure("predicted joints", joints_mm), is_sure=is_found)
         depth, camera = self._image(sample)
         _, window = _project_cube_at(placement, camera, depth)
         depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
         cloud = self._heatmap_stage("prediction", maps, placement, [true_figure, predicted_figure])
+        description = describe_errors(figures)
+        if lost := [name for name, is_sure in zip(self._names, is_found, strict=True) if not is_sure]:
+            description += f"; not found, drawn hollow (peak below {MIN_PEAK:g}): {join_some(lost, most=4)}"
         return replace(
-            cloud, description=describe_errors(figures), panels=(depth_picture, *cloud.panels[:3]), figures=figures
+            cloud, description=description, panels=(depth_picture, *cloud.panels[:3]), figures=figures
         ), figures
 
     def _frame_stage(self, stage: str, sample: Sample) -> Stage:
@@ -225,7 +235,7 @@ class DepthStages:
         description = (
             ""
             if joint_distance is None
-            else f"joints {joint_distance:.1f} {self._unit} from the nearest measured point (median)"
+            else f"joints lie {joint_distance:.1f} {self._unit} from the measured surface (median)"
         )
         skeleton = self._true_figure(joints)
         return Stage(
@@ -272,13 +282,16 @@ class DepthStages:
             "share": len(middles) / values.size,
             "joint_to_surface_voxels": joint_distance,
         }
-        distance_note = "" if joint_distance is None else f", joints {joint_distance:.1f} from the nearest (median)"
+        voxel_mm = placement.voxel_mm / float(placement.scale[0])
+        filled = f"{len(middles):,} voxels of {voxel_mm:.1f} mm are filled"
+        if joint_distance is not None:
+            filled += f"; joints lie {joint_distance * voxel_mm:.1f} mm from the nearest (median)"
         return Stage(
             stage,
             middles,
             (RgbColoring.from_values("depth", middles[:, 2]),),
             "voxels",
-            f"{figures['share']:.2%} of the voxels{distance_note}; {describe_round_trip(figures)}",
+            f"{filled}; {describe_round_trip(figures)}",
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=tuple(volume_panels(volume, [skeleton])),

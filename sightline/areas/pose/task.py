@@ -17,6 +17,9 @@ from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera
 from sightline.ops.voxels.heat_maps import Decoding, decode_heatmaps, heatmap_peaks
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
+MIN_PEAK = 0.1
+"""Peak of a heat map below which its joint counts as not found."""
+
 
 @registry.tasks.add("pose")
 class Pose(Supervised):

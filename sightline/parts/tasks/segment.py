@@ -28,6 +28,8 @@ from sightline.parts.tasks.windows import BlockWindows, Origin, SphereWindows, W
 
 NUM_SHOWN = 6
 NUM_IMAGES = 2
+_MAX_ASPECT = 3
+"""Largest ratio of the width of a picture of range images to its height, but for rounding: rows are repeated."""
 WRONG = np.array([200, 48, 42], dtype=np.uint8)
 """Red of wrongly predicted points."""
 
@@ -185,9 +187,14 @@ class Segment(Supervised):
             np.ones_like(true_images, dtype=bool) if self.ignore_index is None else true_images != self.ignore_index
         )
         wrong = np.where((is_counted & (predicted_images != true_images))[..., None], WRONG, UNLABELLED)
-        rows = np.stack([label_colors(predicted_images), label_colors(true_images), wrong], axis=1).astype(np.uint8)
+        labels = np.where(is_counted, true_images, -1)
+        rows = np.stack([label_colors(predicted_images), label_colors(labels), wrong], axis=1).astype(np.uint8)
+        rows = rows.reshape(-1, *rows.shape[3:])
+        rows = rows.repeat(max(1, round(rows.shape[1] / len(rows) / _MAX_ASPECT)), axis=0)
+        pixels = with_legend(rows, np.concatenate([labels.ravel(), predicted_images.ravel()]), self.class_names)
         share = (predicted_images == true_images)[is_counted].mean() if is_counted.any() else 0.0
-        return Picture("predictions", rows.reshape(-1, *rows.shape[3:]), f"{share:.1%} of the labelled pixels right")
+        order = "from above: predicted, labelled, and wrong pixels in red"
+        return Picture("predictions", pixels, f"{share:.1%} of the labelled pixels right; {order}")
 
     def _vote_neighbours(self, batch: Batch, predicted: Tensor, probabilities: Tensor) -> Tensor:
         """Return one-hot probabilities (P, C) of the class that a point's neighbours in the range image vote for."""

@@ -26,16 +26,15 @@ from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
 from sightline.store.files.scan_samples import RawScan, check_scan, count_more
+from sightline.store.files.sensors import RingOrder, find_ring_column
 from sightline.store.remarks import in_metres
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """File suffixes that `read_scan` accepts."""
-RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
-"""Numbering of beams in files: ring 0 is the highest or the lowest beam."""
 NoReturn: TypeAlias = Literal["nan"]
 """Mark of points without a return in files: `nan`, x, y and z are all NaN (organised clouds of ROS and Ouster)."""
 _REMISSION_NAMES = ("remission", "intensity", "reflectance", "reflectivity", "i")
-_RING_NAMES = ("ring", "laser", "beam")
+_RING_NAMES = ("ring", "laser", "beam", "ring_id", "laser_id", "beam_id", "channel")
 SCAN_COLUMNS = (*_REMISSION_NAMES, *_RING_NAMES)
 """Columns that `to_raw_scan` reads, besides x, y and z."""
 _MIN_FAN = 1e-3
@@ -72,12 +71,12 @@ def read_scan(
     if names is None and not num_bytes:
         raise DataError(f"{path}: is empty; leave the file out, or get it again")
     if names is None or num_bytes % (4 * len(names)):
-        fits = [count for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
+        fits = [count for count in _BIN_WIDTHS if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(map(str, fits))} columns" if fits else "fit no number of columns from 3 to 6"
         fault = f"its {num_bytes} bytes {fit} of float32, and the file does not state which"
         if names is not None:
             fault = f"has {num_bytes} bytes, which {fit} of float32, not {len(names)} ({', '.join(names)})"
-        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if 4 in fits or not fits else fits[0]]
+        example = _example_columns(path, fits)
         advice = _ADVICE_COLUMNS.format(names=", ".join(example), words=",".join(example))
         raise DataError(f"{path}: {fault}; {advice}")
     table = read_bin(path, num_columns=len(names))
@@ -87,6 +86,22 @@ def read_scan(
     channels = {name: values for name, values in column_by_name.items() if is_used(name, used)}
     channels = {name: values for name, values in channels.items() if name not in POINTS}
     return PointCloud(points, channels=channels, column_names=names)
+
+
+_BIN_WIDTHS = (3, 4, 5, 6)
+"""Numbers of columns of raw files that are tried where none are stated."""
+
+
+def _example_columns(path: Path, fits: Sequence[int]) -> tuple[str, ...]:
+    """Return names for the columns of a raw file of one of these numbers of columns: `ring` where values are rings."""
+    found = find_ring_column([read_bin(path, num_columns=count) for count in fits])
+    if found is None:
+        return _EXAMPLE_NAMES[: 4 if 4 in fits or not fits else fits[0]]
+    index, ring = found
+    return tuple("ring" if column == ring else _EXAMPLE_NAMES[column] for column in range(fits[index]))
+
+
+_EXAMPLE_NAMES = ("x", "y", "z", "intensity", "_", "_")
 
 
 def scan_ids(cloud: PointCloud, path: Path, label: str, label_path: Path | None = None) -> np.ndarray:

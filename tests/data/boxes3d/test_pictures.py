@@ -123,7 +123,7 @@ def test_figures_hold_the_boxes_of_a_class() -> None:
         "boxes: car": 2,
         "boxes: pedestrian": 1,
     }
-    ends, color, has_dots = figures["boxes: car"].lines()
+    ((ends, color, has_dots, _),) = figures["boxes: car"].lines()
     assert (color.tolist(), has_dots, len(ends)) == (PALETTE[0].tolist(), False, 2 * 13)
     assert ends.reshape(-1, 3).max(axis=0).tolist() == pytest.approx([23.0, 1.0, 0.75])  # the line out of the front
     lengths = np.linalg.norm(ends[:12, 0] - ends[:12, 1], axis=1)

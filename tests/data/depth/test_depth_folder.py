@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from PIL import Image
 
 from sightline.areas.detect.predictor import view_photo
+from sightline.areas.pose.sets.depth_figure import describe_figure, make_figure, read_figure
 from sightline.areas.pose.sets.depth_folder import read_camera
+from sightline.areas.pose.sets.depth_frames import SKELETONS
 from sightline.areas.pose.stages import view_depth_file
 from sightline.contract import registry
-from sightline.contract.errors import DataError
+from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.command import succeed
@@ -66,7 +70,72 @@ def test_samples_are_the_images_and_the_labels_by_hand(source, prepared: Path) -
 def test_facts_are_those_of_the_labels_and_no_constants_are_made_up(prepared: Path) -> None:
     facts = _open(prepared, "train").info.facts
     assert facts["joint_names"] == JOINTS
-    assert (facts["num_joints"], facts["image_size_px"], len(facts["bones"])) == (4, (320, 240), 3)
+    assert (facts["num_joints"], facts["image_size_px"], facts["bones"]) == (4, (320, 240), ())
+
+
+def test_bones_are_those_that_are_stated(source: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    """By names; without any, a survey proposes pairs, which are used only once they are stated."""
+    root, joints = source
+    found = registry.data.get_class("depth_folder").survey(root)["figure"]
+    assert found["bones"] == "none stated: joints are drawn as dots"
+    lengths = {
+        (a, b): np.linalg.norm(joints[:, i] - joints[:, j], axis=1).mean()
+        for (i, a), (j, b) in itertools.combinations(enumerate(JOINTS), 2)
+    }
+    proposed = [tuple(pair.split(", ")) for pair in re.findall(r"\[(\w+, \w+)\]", found["by_distance"])]
+    assert len(proposed) == 3
+    shortest = min(lengths, key=lengths.__getitem__)
+    assert shortest in [*proposed, *(pair[::-1] for pair in proposed)]
+    pairs = (("palm", "thumb_tip"), ("palm", "index_tip"))
+    report = prepare_set("depth_folder", root, tmp_path / "set", bones=pairs)
+    assert report["figure"]["bones"] == ["palm - thumb_tip", "palm - index_tip"]
+    assert _open(tmp_path / "set", "train").info.facts["bones"] == ((0, 1), (0, 2))
+    renamed = prepare_set(
+        "depth_folder", root, tmp_path / "other", joint_names=("a", "b", "c", "d"), bones=(("d", "a"),)
+    )
+    assert renamed["joint_names"] == ["a", "b", "c", "d"]
+    facts = _open(tmp_path / "other", "train").info.facts
+    assert (facts["joint_names"], facts["bones"]) == (("a", "b", "c", "d"), ((3, 0),))
+
+
+@pytest.mark.parametrize("name", SKELETONS)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_skeletons_by_name_have_the_order_of_the_file(name: str, is_named: bool, tmp_path: Path) -> None:
+    """Of joints that the file calls by the skeleton's names, in any order, bones follow the names."""
+    skeleton = SKELETONS[name]
+    names = tuple(reversed(skeleton.joint_names)) if is_named else tuple(f"j{index}" for index in range(len(skeleton)))
+    joints = np.random.default_rng(0).uniform(-90, 90, (5, len(names), 3))
+    options = {"path": tmp_path, "joint_names": None, "bones": None}
+    figure = make_figure(names, joints, None, skeleton=name, **options)
+    assert figure.joint_names == (names if is_named else skeleton.joint_names)
+    pairs = {frozenset(figure.joint_names[end] for end in bone) for bone in figure.bones}
+    assert pairs == {frozenset(skeleton.joint_names[end] for end in bone) for bone in skeleton.bones}
+    assert len(figure.bones) == len(names) - 1
+    reached = {figure.centre}
+    for _ in names:
+        reached |= {end for bone in figure.bones for end in bone if reached & set(bone)}
+    assert len(reached) == len(names), "bones join all joints"
+    assert figure.joint_names[figure.centre] == skeleton.joint_names[skeleton.centre]
+    assert read_figure(describe_figure(figure, joints, name), figure.joint_names) == replace(
+        figure, sigmas=(), pck_joints=None
+    )
+
+
+@run_each(
+    "options, told",
+    [
+        ({"skeleton": "hand_14"}, r"skeleton=hand_14 has 14 joints, .*joints\.csv has 4; state bones="),
+        ({"bones": (("palm", "thumb"),)}, "bones: there is no joint 'thumb'; did you mean 'thumb_tip'"),
+        ({"bones": (("palm", "palm"),)}, "joins a joint to itself"),
+        ({"joint_names": ("a", "b", "c")}, "names 3 different joints, .* has 4; name each once"),
+        ({"joint_names": ("a", "b", "c", "c")}, "names 3 different joints, .* has 4; name each once"),
+    ],
+)
+def test_figures_that_do_not_fit_are_refused(
+    source: tuple[Path, np.ndarray], tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        prepare_set("depth_folder", source[0], tmp_path / "set", **options)
 
 
 def test_whole_folders_are_tested_where_there_are_enough(tmp_path: Path) -> None:

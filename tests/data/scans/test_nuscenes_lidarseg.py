@@ -67,7 +67,9 @@ def test_the_tables_pair_scans_and_labels(tmp_path_factory: pytest.TempPathFacto
     sweeps, how, rings = report["differences"]
     assert sweeps == "1 sweeps between key frames have no labels, and are left out"
     assert how == f"scans and labels are paired by {root}/v1.0-mini, and columns read as x, y, z, intensity, ring"
-    assert "num_beams=30" in rings
+    assert rings.startswith(
+        "the column of rings is not read, because its values are not whole numbers from 0 that rise"
+    )
     options: dict[str, Any] = {"root": str(tmp_path / "set"), "sensor": {**SENSOR, "remission_max": 255}}
     options |= {"tested": ("scene-0008",), "validation_share": 0.0}
     train, test = (ScanFolder(split=split, **options) for split in ("train", "test"))

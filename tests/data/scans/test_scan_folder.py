@@ -111,8 +111,9 @@ def test_the_real_frame_of_five_columns(shared: Path, tmp_path: Path) -> None:
         (folder / f"{name}.bin").symlink_to(source)
         write_labels(folder / f"{name}.label", np.zeros(len(table)), np.zeros(len(table)))
     with pytest.raises(DataError, match="contradict ring_order=top_first; set ring_order=bottom_first"):
-        prepare(folder, tmp_path / "set", columns=COLUMNS, num_beams=32)
-    report = prepare(folder, tmp_path / "set", columns=COLUMNS, num_beams=32, ring_order="bottom_first")
+        prepare(folder, tmp_path / "set", columns=COLUMNS, num_beams=32, ring_order="top_first")
+    report = prepare(folder, tmp_path / "set", columns=COLUMNS)
+    assert report["rings"] == "a column of whole numbers from 0 (the lowest beam) to 31, read as num_beams=32"
     assert report["remission_high"] == 255
     sensor: SensorBlock = {"preset": "hdl32"}
     sample = opened(tmp_path / "set", "test", sensor=sensor)[SampleKey(0, 0, 0)]
@@ -134,7 +135,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     part = opened(tmp_path / "set", "test")
     assert [part.sample_name(index) for index in range(len(part))] == ["test/000.bin"]
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
-    assert "ring" not in part.info.fields  # without num_beams rings are not read
+    assert "ring" in part.info.fields
     write_own(tmp_path / "listed", 3)
     (tmp_path / "listed/train.txt").write_text("\ufeff002\n")  # as Windows' Notepad begins a file
     (tmp_path / "listed/val.txt").write_text("000\n")
@@ -207,12 +208,60 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refuse(prepare, tmp_path / "empty", r"holds nothing, no scan \(\.bin \.npy")
 
 
-def test_a_column_of_rings_that_is_not_read_is_reported_with_the_cause(tmp_path: Path) -> None:
-    write_own(tmp_path / "own", 2)
-    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS)["differences"]
-    assert note.startswith("the column of rings (0 to 15 in 000.bin) is not read, because num_beams is not given")
-    assert "prepare again with num_beams=16" in note
-    assert prepare(tmp_path / "own", tmp_path / "other", columns=COLUMNS, num_beams=16)["differences"] == []
+@pytest.mark.parametrize("order", ["top_first", "bottom_first"])
+def test_a_column_of_rings_is_recognised(tmp_path: Path, order: str) -> None:
+    """Whole numbers from 0 that follow the elevation, in either order; not others, and not a column that is skipped."""
+    scans = write_own(tmp_path / "own", 3)
+    rings = [scan.ring if order == "top_first" else 15 - scan.ring for scan in scans]
+    for number, (scan, ring) in enumerate(zip(scans, rings, strict=True)):
+        write_bin(tmp_path / f"own/{number:03d}.bin", scan, ring)
+    report = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS)
+    first = "highest" if order == "top_first" else "lowest"
+    assert report["rings"] == f"a column of whole numbers from 0 (the {first} beam) to 15, read as num_beams=16"
+    assert report["differences"] == []
+    sample = opened(tmp_path / "set")[SampleKey(0, 0, 0)]
+    assert np.array_equal(sample["ring"], scans[0].ring)
+    skipped = prepare(tmp_path / "own", tmp_path / "plain", columns=(*COLUMNS[:4], "_"))
+    assert "rings" not in skipped
+    assert "ring" not in opened(tmp_path / "plain").info.fields
+    for number, scan in enumerate(scans):  # one scan whose column is a time
+        write_bin(
+            tmp_path / f"own/{number:03d}.bin", scan, rings[number] if number else np.linspace(0, 0.1, len(scan.ids))
+        )
+    (note,) = prepare(tmp_path / "own", tmp_path / "mixed", columns=COLUMNS)["differences"]
+    assert note.startswith("the column of rings is not read, because its values are not whole numbers from 0 that rise")
+    assert "ring" not in opened(tmp_path / "mixed").info.fields
+
+
+def test_the_example_of_columns_names_the_rings(tmp_path: Path) -> None:
+    """Of a file whose size fits any number of columns, the fifth follows the elevation."""
+    scan = own_scan(0)
+    keep = 12 * (len(scan.ids) // 12)
+    scan = scan._replace(points=scan.points[:keep], remission=scan.remission[:keep])
+    write_bin(tmp_path / "own/000.bin", scan, own_scan(0).ring[:keep])
+    advice = r"fit 3 and 4 and 5 and 6 columns of float32.*'columns=\[x, y, z, intensity, ring\]' when preparing"
+    refuse(prepare, tmp_path / "own", advice)
+
+
+def test_names_of_the_ids_are_given_when_preparing(tmp_path: Path) -> None:
+    scans = write_own(tmp_path / "own", 3)
+    for number, scan in enumerate(scans):
+        write_labels(tmp_path / f"own/{number:03d}.label", np.arange(len(scan.ids)) % 3, scan.thing + 1)
+    report = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, names=("road", None, "car"))
+    assert list(report["points_per_id"]) == ["0 road", "1 not scored", "2 car"]
+    part = opened(tmp_path / "set")
+    assert part.info.facts["class_names"] == ("road", "car")
+    label = part[SampleKey(0, 0, 0)]["label"][:6].tolist()
+    assert label == [0, part.info.facts["ignore_index"], 1] * 2
+    other = opened(tmp_path / "set", label_map=("a", "b", "c"))
+    assert other.info.facts["class_names"] == ("a", "b", "c")
+    told = r"names are stated for the label ids 0 to 1, .* also have 2 \(\d+ points\); name all"
+    refuse(prepare, tmp_path / "own", told, columns=COLUMNS, names=("road", "car"))
+    for names, told in ((("a", "a", "b"), "two classes are called 'a'"), ((None, None), "names: names no class")):
+        with pytest.raises(DataError, match=told):
+            prepare(tmp_path / "own", tmp_path / "new", columns=COLUMNS, names=names)
+    with pytest.raises(DataError, match=r"was prepared with names = .*delete it to prepare it again"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, names=("a", None, "b"))
 
 
 def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:

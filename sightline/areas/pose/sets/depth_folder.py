@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, check_marks, read_depth, read_depth_png
-from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit, Skeleton
+from sightline.areas.pose.sets.depth_figure import describe_figure, make_figure, read_figure
+from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit, SkeletonName
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
     DepthSpec,
@@ -60,7 +61,6 @@ _MIN_PX, _MAX_PX = 4.0, 1e6
 """Range of the largest number of a camera's intrinsics: below it they are shares of the image's sides."""
 _MAX_RANGE_MM = 1e5
 """Range that no depth camera has."""
-_CUBE_MARGIN = 1.25
 _KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
 """Suffixes of the frames: those whose files state the size of the image."""
 
@@ -87,7 +87,8 @@ class DepthFolder(PreparedFrames):
         "image_size_px": lambda manifest: manifest["image_size_px"],
         "camera_px": lambda manifest: dict(zip(CAMERA_KEYS, manifest["camera_px"], strict=True)),
         "joints": lambda manifest: ", ".join(manifest["joint_names"]),
-        "centre": lambda manifest: manifest["joint_names"][manifest["figure"]["centre"]],
+        "bones": lambda manifest: manifest["figure"]["bones"],
+        "centre": lambda manifest: manifest["figure"]["centre"],
         "cube_mm": lambda manifest: manifest["figure"]["cube_mm"],
     }
     expected_info: ClassVar[None] = None  # type: ignore[assignment]
@@ -101,6 +102,9 @@ class DepthFolder(PreparedFrames):
         mm_per_unit: PositiveFloat = 1.0,
         no_return: float | None = None,
         cube_mm: PositiveFloat | None = None,
+        skeleton: SkeletonName | None = None,
+        joint_names: tuple[str, ...] | None = None,
+        bones: tuple[tuple[str, str], ...] | None = None,
         test_share: PositiveFraction = 0.2,
         seed: Seed = 0,
     ) -> PreparationPlan:
@@ -108,9 +112,11 @@ class DepthFolder(PreparedFrames):
 
         `mm_per_unit` is the unit of the images' numbers, `no_return` the number of pixels without a measurement beside
         0 and NaN. `cube_mm` is the side of the cube around the figure, by default a quarter more than the joints need
-        about the one nearest to all others. `test_share` of the recordings are tested, by a hash of `seed` and their
-        names, unless the labels state splits. Raises DataError with file and line for labels, and with file and place
-        for images, that cannot be used; ConfigError for options that do not fit.
+        about the middle one. `skeleton` states names and bones of the joints, which the file has in its order or calls
+        by its names; `joint_names` renames the joints in the order of the file, and `bones` are pairs of names. Without
+        either, no bones are known. `test_share` of the recordings are tested, by a hash of `seed` and their names,
+        unless the labels state splits. Raises DataError with file and line for labels, and with file and place for
+        images, that cannot be used; ConfigError for options that do not fit.
         """
         labels = read_joint_labels(root)
         with np.errstate(over="ignore"):
@@ -127,20 +133,27 @@ class DepthFolder(PreparedFrames):
             read = partial(read_depth_png, size_px=camera.size_px, no_return=no_return)
         splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
         lists = _list_frames(labels, images, joints, splits, groups, read)
-        skeleton = _make_skeleton(labels, joints, cube_mm)
+        figure = make_figure(
+            labels.joint_names,
+            joints,
+            cube_mm,
+            path=labels.path,
+            skeleton=skeleton,
+            joint_names=joint_names,
+            bones=bones,
+        )
         spec = DepthSpec(
             name=cls.set_name,
             camera=camera,
-            skeleton=skeleton,
+            skeleton=figure,
             published={},
             orientation=f"camera's frame, x right, y {camera.y_points}, z forward",
             split_note=split_note,
         )
-        bones = [list(bone) for bone in skeleton.bones]
         about = {
             "camera_px": camera.intrinsics.tolist(),
             "image_size_px": list(camera.size_px),
-            "figure": {"bones": bones, "centre": skeleton.centre, "cube_mm": skeleton.cube_mm},
+            "figure": describe_figure(figure, joints, skeleton),
             "joint_unit": joint_unit,
             "file_mm_per_unit": mm_per_unit,
             **({} if no_return is None else {"no_return": no_return}),
@@ -157,14 +170,8 @@ class DepthFolder(PreparedFrames):
 
         Those follow the frames of train in the order of the training frames, as in every set.
         """
-        about = self._prepared.manifest["figure"]
         self.camera = DepthCamera(*self._prepared.manifest["camera_px"], *self._prepared.manifest["image_size_px"])
-        self.skeleton = Skeleton(
-            tuple(self._prepared.manifest["joint_names"]),
-            tuple((int(first), int(second)) for first, second in about["bones"]),
-            about["centre"],
-            about["cube_mm"],
-        )
+        self.skeleton = read_figure(self._prepared.manifest["figure"], self._prepared.manifest["joint_names"])
         if "validation" not in self._prepared.splits:
             return super().choose(split, share=share, seed=seed)
         training = self.stored("train", "validation")
@@ -265,32 +272,6 @@ def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
         raise DataError(
             f"{labels.path}: {labels.joint_names[int(never.argmax())]} is labelled in no frame; leave it out"
         )
-
-
-def _make_skeleton(labels: JointLabels, joints: np.ndarray, cube_mm: float | None) -> Skeleton:
-    """Return the skeleton: the shortest tree as bones, the middle joint, and the cube around it."""
-    with np.errstate(invalid="ignore"):
-        distances = np.linalg.norm(joints[:, :, None] - joints[:, None], axis=-1)  # (frames, joints, joints)
-    is_known = ~np.isnan(distances)
-    mean = np.where(is_known, distances, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
-    mean = np.where(is_known.any(axis=0), mean, mean.max() + 1)
-    middle = int(mean.sum(axis=1).argmin())
-    bones = _shortest_tree(mean, middle)
-    if cube_mm is None:
-        reach = np.nanmax(np.abs(joints - joints[:, [middle]]))
-        cube_mm = float(np.ceil(2 * _CUBE_MARGIN * reach / 10) * 10)
-    return Skeleton(labels.joint_names, bones, middle, cube_mm)
-
-
-def _shortest_tree(distances: np.ndarray, root: int) -> tuple[tuple[int, int], ...]:
-    """Return the tree of least length that joins all joints, from the root on, by their mean distances (J, J)."""
-    joined, bones = [root], []
-    while len(joined) < len(distances):
-        remaining = [joint for joint in range(len(distances)) if joint not in joined]
-        row, column = divmod(int(distances[np.ix_(joined, remaining)].argmin()), len(remaining))
-        bones.append((joined[row], remaining[column]))
-        joined.append(remaining[column])
-    return tuple(bones)
 
 
 def _assign_splits(frames: Sequence[FrameLabel], test_share: float, seed: int) -> tuple[list[str], np.ndarray, str]:

@@ -56,11 +56,12 @@ class DepthCamera:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Skeleton of a set: joints (counted from 0), `bones`, a tree of pairs of joints, and constants of metrics.
+    """Skeleton of a set: joints (counted from 0), `bones`, which are pairs of joints, and constants of metrics.
 
     `centre` is the central joint, the reference point `truth`; `cube_mm` is the usual side of the cube. `pck_joints`
     are the two joints whose distance is the unit of PCK; `sigmas` are the deviations of annotators of each joint, by
-    which OKS measures, relative to the size of the figure. Neither is known of people's own joints.
+    which OKS measures, relative to the size of the figure. Neither is known of people's own joints, and bones only if
+    they are stated.
     """
 
     joint_names: tuple[str, ...]
@@ -73,7 +74,6 @@ class Skeleton:
     def __post_init__(self) -> None:
         num_joints = len(self.joint_names)
         assert len(self.sigmas) in (0, num_joints), f"{len(self.sigmas)} deviations of {num_joints} joints"
-        assert len(self.bones) == num_joints - 1, f"{len(self.bones)} bones, a tree of {num_joints} joints has one less"
 
     def __len__(self) -> int:
         return len(self.joint_names)
@@ -92,26 +92,34 @@ class Skeleton:
         }
 
 
-def _read_skeletons() -> list[Skeleton]:
-    """Read the skeletons of the sets, in the order of the file; a person's right is before the left.
+def _read_skeletons() -> dict[str, Skeleton]:
+    """Read the skeletons by name; the bones of each are a tree.
 
     The deviations of hands are those of Jin et al. 2020 (COCO-WholeBody), from the knuckle to the tip; palm and roots
     have those of wrist and knuckles. Those of bodies are COCO's (Lin et al. 2014), which has none for head, neck,
     torso, hand and foot: ear, shoulder, shoulder, wrist and ankle stand in for them.
     """
     rows = json.loads(Path(__file__).with_name("skeletons.json").read_text(encoding="utf-8"))
-    return [Skeleton(**{name: _to_tuple(value) for name, value in row.items()}) for row in rows.values()]
+    return {key: Skeleton(**{name: _to_tuple(value) for name, value in row.items()}) for key, row in rows.items()}
 
 
 def _to_tuple(value: Any) -> Any:
     return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
 
 
-HAND_21, HAND_21_BY_LEVEL, HAND_16, HAND_14, BODY_15 = _read_skeletons()
-"""Joint orders of MSRA (wrist, then finger by finger), HANDS 2017 (wrist, all knuckles, then finger by finger), ICVL
-(palm, then root, middle and tip of each finger), the 14 evaluated joints of NYU and ITOP. The unit of PCK joins wrist
-and middle knuckle (of the joints of NYU, which have no knuckles, wrist and palm), or neck and torso.
+SkeletonName = Literal["hand_21", "hand_21_by_level", "hand_21_thumb_first", "hand_16", "hand_14", "body_15", "body_17"]
+"""Name of a skeleton in `skeletons.json`."""
+SKELETONS: Mapping[str, Skeleton] = _read_skeletons()
+"""Skeletons by name. `hand_21` has the joint order of MSRA (wrist, then finger by finger, the thumb last),
+`hand_21_by_level` that of HANDS 2017 (wrist, all knuckles, then finger by finger), `hand_21_thumb_first` that of
+MediaPipe and FreiHAND (wrist, then finger by finger, the thumb first), `hand_16` that of ICVL (palm, then root, middle
+and tip of each finger), `hand_14` the 14 evaluated joints of NYU, `body_15` those of ITOP, `body_17` those of COCO. The
+unit of PCK joins wrist and middle knuckle (of NYU, which has no knuckles, wrist and palm), neck and torso, or left
+shoulder and right hip.
 """
+HAND_21, HAND_21_BY_LEVEL, HAND_16, HAND_14, BODY_15 = (
+    SKELETONS[name] for name in ("hand_21", "hand_21_by_level", "hand_16", "hand_14", "body_15")
+)
 
 
 Passes = Annotated[int, Ge(0), Le(1000)]

@@ -16,7 +16,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, mean_and_std, scan_fields
 from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
-from sightline.store.label_maps import LabelMap, identity_map, read_label_map
+from sightline.store.label_maps import LabelMap, identity_map, make_label_map, read_label_map
 from sightline.store.prepared.prepared_data import SetSpec, SplitFigure, Summary
 from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -51,7 +51,7 @@ class LabelledScans(PreparedRows):
     has_rings: bool = False
     has_columns: bool = False
     summary: ClassVar[Summary] = {"scans": SplitFigure("num_rows"), "points": SplitFigure("num_points")}
-    printed = ("layout", "split", "remission_high", "points_per_id", "differences")
+    printed = ("layout", "split", "rings", "remission_high", "points_per_id", "differences")
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class NamedScans(LabelledScans):
     `tested` are beginnings of names, whose scans are tested on; without them the source decides, or the last
     `test_share` of the scans in the order of their names. The last `validation_share` of the rest chooses the
     checkpoint. Without a `label_map` of the user's, a file or the names of the ids from 0 on, the set's own is used,
-    or every id is a class; `sensor` replaces values of the set's.
+    or the names of the preparation, or every id is a class; `sensor` replaces values of the set's.
     """
 
     def __init__(
@@ -193,6 +193,9 @@ AHEAD: SensorBlock = {"preset": "hdl64", "azimuth_deg": (45.0, -45.0)}
 
 
 def _map_every_id(prepared: PreparedSet) -> LabelMap:
+    """Map ids by the names of the preparation, or every id that occurs to a class."""
+    if (names := prepared.manifest.get("options", {}).get("names")) is not None:
+        return make_label_map(names, where=f"names of {prepared.root}")
     rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
     id_names = {int(raw): name for raw, name in prepared.manifest.get("id_names", {}).items()}
     return identity_map(id_counts(prepared, rows)[0].tolist(), id_names, where=str(prepared.root))

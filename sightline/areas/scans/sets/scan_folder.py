@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from sightline.areas.scans.sets.scan_preparation import (
     ListedScan,
     scan_plan,
 )
-from sightline.areas.scans.sets.scan_survey import survey_scans
+from sightline.areas.scans.sets.scan_survey import choose_evenly, survey_scans
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError, DataError
@@ -29,14 +29,14 @@ from sightline.store.files.scan_reading import (
     SCAN_COLUMNS,
     SCAN_SUFFIXES,
     NoReturn,
-    RingOrder,
     read_scan,
     ring_column,
     scan_ids,
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan
-from sightline.store.files.sensors import Sensor
+from sightline.store.files.sensors import RingOrder, Rings, Sensor, find_rings, next_number_of_beams
+from sightline.store.label_maps import make_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.name_lists import describe_split, read_name_lists
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
@@ -54,9 +54,9 @@ class ScanFolder(NamedScans):
     """The user's own scans with an id at every point, prepared by `sightline data prepare scan_folder`.
 
     `sensor` describes the sensor: its field of view and number of beams at least. `label_map` is a file, or the names
-    of the ids 0, 1, 2 and so on, None for one that is ignored. Without it every id is a class, in ascending order; id 0
-    is then ignored. `tested` are beginnings of names; without them folders or lists of the source decide, or the last
-    `test_share` of the scans in the order of their names.
+    of the ids 0, 1, 2 and so on, None for one that is ignored. Without it the names of the preparation hold, or every
+    id is a class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or
+    lists of the source decide, or the last `test_share` of the scans in the order of their names.
     Source: the user's files.
     """
 
@@ -77,25 +77,31 @@ class ScanFolder(NamedScans):
         columns: tuple[str, ...] | None = None,
         label: str = "label",
         num_beams: Count | None = None,
-        ring_order: RingOrder = "top_first",
+        ring_order: RingOrder | None = None,
+        names: tuple[str | None, ...] | None = None,
         no_return: NoReturn | None = None,
         withheld: Withheld = "drop",
     ) -> PreparationPlan:
         """Plan to list the scans of a folder in place, and to count the ids of each.
 
         `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
-        `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
-        `ring_order` states whether ring 0 is the top. With `no_return=nan` points that are NaN at x, y and z have no
+        `label` or in a file `<name>.label` next to the scan. Rings are read from a column `ring` if its values are
+        whole numbers that rise or fall with the elevation, or if `num_beams` is stated; `ring_order` states whether
+        ring 0 is the top, else the elevations do. `names` are those of the ids 0, 1, 2 and so on, None for one that is
+        not scored. With `no_return=nan` points that are NaN at x, y and z have no
         return: they keep their index and label in the file, and are ignored. So are points that a file flags as
         withheld, unless `withheld` is `keep`. Scans and labels of nuScenes lidarseg are paired by its tables. Raises
         DataError for a folder without scans, and for a file in another format.
         """
         listed = _find_scans(root)
-        names = listed.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return, withheld)
         scans = [
             ListedScan(part, name, files) for part, members in listed.parts.items() for name, files in members.items()
         ]
+        column_names = listed.columns if columns is None else check_columns(columns)
+        stated = _ReaderOptions(column_names, label.lower(), num_beams, ring_order, no_return, withheld)
+        reader, about_rings, notes = _recognise_rings(stated, [scan.files[0] for scan in scans])
+        if names is not None:
+            make_label_map(names, where="names")  # refuses what is no map
         return scan_plan(
             cls,
             layout=listed.layout,
@@ -105,9 +111,10 @@ class ScanFolder(NamedScans):
             about={
                 "split": describe_split(listed.parts, "folders" if (root / "test").is_dir() else "lists of names"),
                 **({"id_names": listed.id_names} if listed.id_names else {}),
+                **({"rings": about_rings} if about_rings else {}),
             },
-            options=reader.options(),
-            notes=[*listed.notes, *_note_unused_rings(scans[0].files[0], reader)],
+            options={**reader.options(), **({"names": list(names)} if names is not None else {})},
+            notes=[*listed.notes, *notes],
         )
 
     @classmethod
@@ -118,7 +125,8 @@ class ScanFolder(NamedScans):
         columns: tuple[str, ...] | None = None,
         label: str = "label",
         num_beams: Count | None = None,
-        ring_order: RingOrder = "top_first",
+        ring_order: RingOrder | None = None,
+        names: tuple[str | None, ...] | None = None,
         no_return: NoReturn | None = None,
         withheld: Withheld = "drop",
     ) -> dict[str, Any]:
@@ -128,11 +136,20 @@ class ScanFolder(NamedScans):
         """
         root = cls.spec.find(source)
         listed = _find_scans(root)
-        names = listed.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return, withheld)
+        column_names = listed.columns if columns is None else check_columns(columns)
+        stated = _ReaderOptions(column_names, label.lower(), num_beams, ring_order, no_return, withheld)
         scans = [files for members in listed.parts.values() for files in members.values()]
+        reader, about_rings, notes = _recognise_rings(stated, [files[0] for files in scans])
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
-        return survey_scans(readers, source=root, id_names=listed.id_names, num_beams=num_beams)
+        return survey_scans(
+            readers,
+            source=root,
+            id_names=listed.id_names,
+            names=names,
+            num_beams=reader.num_beams,
+            about_rings=about_rings,
+            notes=notes,
+        )
 
     @classmethod
     def propose(cls, prepared: PreparedSet) -> list[str]:
@@ -163,7 +180,8 @@ class ScanFolder(NamedScans):
         cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
     ) -> RawScan:
         """Read a scan and its ids by the options of the preparation."""
-        return _ReaderOptions(**manifest["options"]).read(*files)
+        options = {key: value for key, value in manifest["options"].items() if key != "names"}
+        return _ReaderOptions(**options).read(*files)
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,7 @@ class _ReaderOptions:
     columns: Sequence[str] | None
     label: str
     num_beams: int | None
-    ring_order: RingOrder
+    ring_order: RingOrder | None
     no_return: NoReturn | None = None
     withheld: Withheld = "drop"
 
@@ -184,32 +202,58 @@ class _ReaderOptions:
         return {name: value for name, value in entries.items() if name not in unset or value != unset[name]}
 
     def read(self, path: Path, label_path: Path | None = None, *, is_survey: bool = False) -> RawScan:
-        """Read a scan; a survey accepts files without labels, and infers the number of rings."""
+        """Read a scan; a survey accepts files without labels."""
         used = (*SCAN_COLUMNS, self.label)
         cloud = read_scan(path, columns=self.columns, used=used, no_return=self.no_return, withheld=self.withheld)
         is_unlabelled = is_survey and self.label not in cloud.channels and label_path is None
         num_points = len(cloud.points)
         ids = np.zeros(num_points, dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label, label_path)
-        num_beams, rings = self.num_beams, ring_column(cloud)
-        if num_beams is None and is_survey and rings is not None and len(rings):
-            num_beams = int(np.nanmax(rings, initial=0)) + 1
-        return to_raw_scan(
-            cloud, ids, ring_order=self.ring_order, num_beams=num_beams, path=path, no_return=self.no_return
+        order = self.ring_order or "top_first"
+        return to_raw_scan(cloud, ids, ring_order=order, num_beams=self.num_beams, path=path, no_return=self.no_return)
+
+
+def _recognise_rings(reader: _ReaderOptions, files: Sequence[Path]) -> tuple[_ReaderOptions, str, list[str]]:
+    """Complete the options of a reader by the rings of a few scans; also describe these, and what to look at."""
+    if reader.num_beams is not None and reader.ring_order is not None:
+        return reader, "", []
+    chosen = [files[index] for index in choose_evenly(len(files), _MAX_RECOGNISED)]
+    seen = [rings for path in chosen if (rings := _read_rings(path, reader)) is not None]
+    found = [rings for rings in seen if rings != "other"]
+    order: RingOrder = found[0].order if found else "top_first"
+    if reader.num_beams is not None or not seen:
+        return replace(reader, ring_order=reader.ring_order or order), "", []
+    if len(found) < len(seen) or len({rings.order for rings in found}) > 1:
+        note = (
+            "the column of rings is not read, because its values are not whole numbers from 0 that rise or fall with "
+            "the elevation in every scan: rows of range images follow elevations; num_beams=N reads it as it is"
         )
+        return replace(reader, ring_order=reader.ring_order or order), "", [note]
+    count = max(rings.num_rings for rings in found)
+    num_beams, first = next_number_of_beams(count), "highest" if order == "top_first" else "lowest"
+    about = f"a column of whole numbers from 0 (the {first} beam) to {count - 1}, read as num_beams={num_beams}"
+    doubt = (
+        f"num_beams: there are {count} rings by a column, and beams without a return leave none; {num_beams} is the "
+        "next number that sensors have: look at the sensor's data sheet, and prepare with num_beams=N if it differs"
+    )
+    return (
+        replace(reader, num_beams=num_beams, ring_order=reader.ring_order or order),
+        about,
+        [doubt] if num_beams != count else [],
+    )
 
 
-def _note_unused_rings(path: Path, reader: _ReaderOptions) -> list[str]:
-    """Return a note if the first scan has a column of rings that is not read."""
+_MAX_RECOGNISED = 16
+"""Number of scans, evenly spaced over all, whose rings are looked at before all are read."""
+
+
+def _read_rings(path: Path, reader: _ReaderOptions) -> Rings | Literal["other"] | None:
+    """Read the rings of a scan; "other" for a column of that name that has none, None without such a column."""
     with contextlib.suppress(DataError):  # is reported when all scans are read
         scan = read_scan(path, columns=reader.columns, used=SCAN_COLUMNS, no_return=reader.no_return)
-        rings = ring_column(scan)
-        if reader.num_beams is None and rings is not None and len(rings):
-            last = int(np.nanmax(rings, initial=0))
-            return [
-                f"the column of rings (0 to {last} in {path.name}) is not read, because num_beams is not given: "
-                f"rows of range images follow elevations; prepare again with num_beams={last + 1}, or the sensor's"
-            ]
-    return []
+        values = ring_column(scan)
+        if values is not None and len(values):
+            return find_rings(scan.points, np.asarray(values, dtype=np.float64)) or "other"
+    return None
 
 
 def _add_label_file(path: Path) -> tuple[Path, ...]:

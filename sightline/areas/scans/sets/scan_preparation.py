@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sightline.contract.errors import DataError, join_some
 from sightline.store.files.cloud_values import note_mixed_scales, note_mixed_units
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan
 from sightline.store.prepared.columns import ColumnSpec
@@ -117,6 +118,8 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
     splits, names = prepared.manifest["splits"], prepared.splits
     rows = [(split, row) for split in names for row in range(splits[split]["num_rows"])]
     ids, counts = id_counts(prepared, rows)
+    points_per_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    names_by_id = _check_named(points_per_id, prepared)
     empty = [prepared.names(split)[row] for split, row in rows if not prepared.array(split, "num_points")[row]]
     empty_notes = [f"{len(empty)} scans without points: {', '.join(empty[:5])}"] if empty else []
     if NO_RETURNS in prepared.manifest["columns"]:
@@ -141,10 +144,26 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
         },
         "remission_high": max(highs),
-        "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
+        "points_per_id": {f"{raw} {names_by_id.get(raw, '')}".strip(): n for raw, n in points_per_id.items()},
         "doubts": units,
         "differences": [*notes, *empty_notes, *units],
     }
+
+
+def _check_named(points_per_id: Mapping[int, int], prepared: PreparedSet) -> dict[int, str]:
+    """Return the stated name of each id, "not scored" for null; empty if none are stated.
+
+    Raises DataError for ids of the files that the stated names do not reach.
+    """
+    names = prepared.manifest.get("options", {}).get("names")
+    if names is None:
+        return {}
+    if unnamed := [f"{raw} ({count} points)" for raw, count in points_per_id.items() if raw >= len(names)]:
+        raise DataError(
+            f"{prepared.manifest['source']['path']}: names are stated for the label ids 0 to {len(names) - 1}, and the "
+            f"files also have {join_some(unnamed, most=3)}; name all ids in order, null for one that is not scored"
+        )
+    return {raw: "not scored" if name is None else name for raw, name in enumerate(names)}
 
 
 def guess_remission_max(high: float) -> int:

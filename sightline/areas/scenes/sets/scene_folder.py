@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from sightline.areas.scenes.sets.labelled_scenes import (
     scene_values,
     summarise_scenes,
 )
+from sightline.areas.scenes.sets.scene_density import measure_density, read_density
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
@@ -245,6 +247,7 @@ class SceneFolder(LabelledScenes):
             "class_names": list(classes.names),
             "class_labels": list(classes.labels),
             "source_columns": None if names is None else list(names),
+            **_describe_density(scenes, names, _find_length(unit)),
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
@@ -262,6 +265,11 @@ class SceneFolder(LabelledScenes):
             options,
         )
 
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return the grid and the crop of dense scenes."""
+        return read_density(prepared.manifest["density_figures"]).config_words()
+
     def _list_doubts(self) -> Sequence[str]:
         """Return a doubt on colours that are the same at every point of all scenes."""
         low, high = self._prepared.manifest["ranges"].get("colours", (0, 1))
@@ -274,6 +282,23 @@ class SceneFolder(LabelledScenes):
         scene = {"scale": _find_length(manifest["file_unit"]), "colour_max": manifest["options"]["colour_max"]}
         withheld = manifest["options"].get("withheld", "drop")
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene, withheld=withheld)
+
+
+def _describe_density(scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, scale: float) -> dict[str, Any]:
+    """Measure the density of a few scenes, in words and in numbers; files that cannot be read are told of later."""
+    clouds = []
+    for index in np.unique(np.linspace(0, len(scenes) - 1, min(_MAX_MEASURED, len(scenes))).astype(np.int64)):
+        with contextlib.suppress(DataError):
+            points = read_cloud(scenes[index].path, columns=columns, used=(), withheld="keep").points
+            clouds.append(points.astype(np.float64) * scale)
+    if not clouds:
+        return {}
+    density = measure_density(clouds)
+    return {"density": density.describe(), "density_figures": density._asdict()}
+
+
+_MAX_MEASURED = 3
+"""Number of scenes, evenly spaced over all, whose density is measured."""
 
 
 class _Classes(NamedTuple):
