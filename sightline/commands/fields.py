@@ -163,7 +163,12 @@ def split_words(words: Sequence[str]) -> tuple[tuple[Path, ...], tuple[str, ...]
 
 
 CONFIG: Any = argument("CONFIG", "a YAML config, a name of 'sightline list configs', or a run")
-OVERRIDES: Any = argument("[KEY=VALUE]...", "override values of the config: train.epochs=10", default=())
+OVERRIDES: Any = argument(
+    "[KEY=VALUE]...",
+    "override values of the config: train.epochs=10; imgsz=640 or 640x480 (width x height) sets all sizes of images, "
+    "base=CONFIG builds on another config",
+    default=(),
+)
 CHECKPOINT: Any = option("--checkpoint", "last|best|PATH", "weights to load", default="last")
 PROCESSES: Any = option("--processes", "N", "processes on this machine", is_passed_on=False)
 PLUGINS: Any = option("--plugin", "FILE.py", "Python file with your own components; repeatable", default=())

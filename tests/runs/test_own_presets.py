@@ -18,8 +18,7 @@ from tests.command import succeed
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
-SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.0", "evaluate.0") for side in ("height", "width")]
-SMALL_CANVAS.append("transforms.train.1.canvas=[64, 64]")
+SMALL_CANVAS = ["imgsz=64"]
 
 
 def _write_photos(root: Path, classes: tuple[str, ...], *, count: int = 12) -> Path:
@@ -45,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = _write_photos(root / "files", ("red", "green", "blue"))
     told = succeed("data", "prepare", "yolo_txt", "--from", files, "--to", root / "prepared").out
     assert "proposed_canvas" in told
-    assert "transforms.evaluate.0.height=160" in told
+    assert "for_config: imgsz=224x160" in told
     return root / "prepared"
 
 
