@@ -76,7 +76,8 @@ def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -
 
 def test_another_base_of_the_written_config_has_the_colours_of_its_network(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    succeed("data", "prepare", "yolo_txt", "--from", photos.parent / "files", "--to", photos, "--config", path)
+    words = ("--from", photos.parent / "files", "--to", photos, "--config", path, "--base", "photos_scratch")
+    succeed("data", "prepare", "yolo_txt", *words)
     written = path.read_text()
     assert "base: detect/photos_scratch\n" in written
     imagenet, none = (
