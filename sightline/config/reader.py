@@ -112,7 +112,7 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     if isinstance(source, RunConfig) and not overrides:
         return source
     faults = ConfigFaults()
-    tree = _insert_policy(_read_tree(source, overrides, faults), faults)
+    tree = _insert_policy(read_tree(source, overrides, faults), faults)
     _resolve_run_paths(tree)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
@@ -143,7 +143,7 @@ def read_sections(
 ) -> dict[str, Any]:
     """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
     faults = ConfigFaults()
-    tree = _read_tree(source, overrides, faults)
+    tree = read_tree(source, overrides, faults)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
@@ -158,7 +158,7 @@ def read_sections(
     return {name: values[name] for name in names}
 
 
-def _read_tree(
+def read_tree(
     source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str], faults: ConfigFaults
 ) -> LocatedValue:
     """Read the tree of a config under overrides, of which `base=NAME` replaces the base of its file."""

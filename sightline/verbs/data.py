@@ -22,6 +22,7 @@ from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
+from sightline.draw.progress_line import show_progress
 from sightline.runs.output_files import write_document
 from sightline.store.boxes.photo_bases import choose_base
 from sightline.store.files.atomic_write import replace_atomic
@@ -31,7 +32,7 @@ from sightline.store.prepared.prepared_set import MANIFEST
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.base_of_config import describe_base
-from sightline.verbs.output import print_note, print_tree, show_progress
+from sightline.verbs.output import print_note, print_tree
 from sightline.verbs.weights import refuse_weights
 
 if TYPE_CHECKING:
