@@ -33,7 +33,7 @@ def parse_size(text: str) -> ImageSize:
     return ImageSize(height, width)
 
 
-def list_sizes(config: object, size: ImageSize) -> Iterator[tuple[str, object]]:
+def list_sizes(config: object, size: ImageSize) -> Iterator[tuple[str, int | list[int]]]:
     """Yield the dotted path and the value of each size of a config's transforms, as `size` makes them.
 
     A transform states in `size_arguments` which of its arguments are sizes. Raises ConfigError for a config without

@@ -226,7 +226,7 @@ class _TrainRun:
             return ()
         examination = RunExamination()
         self._doing(2, lambda: f"check: {examination.doing}")
-        cut = contextlib.nullcontext()
+        cut: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._world.size == 1:  # several processes end a check together
             cut = self._stop.raise_on_signal(then="ending the check, saving before the first step")
         try:
