@@ -166,6 +166,8 @@ def _make_command(record: type[Command]) -> Callable[..., int]:
         _assert_written_alone(options)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
+        if record.opening:
+            _import_verb(record.opening)(options)
         code: int = _import_verb(options.function())(options)
         return code
 

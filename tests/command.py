@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import typer.main
 
 from sightline import cli
 
-__all__ = ["Outcome", "built_once", "document_of", "refuse", "run_here", "succeed"]
+__all__ = ["Outcome", "built_once", "document_of", "refuse", "run_here", "succeed", "without_progress"]
 
 
 built_once = functools.cache(typer.main.get_command)
@@ -33,8 +34,20 @@ class Outcome(NamedTuple):
     err: str
 
 
-def run_here(*words: object, main: Callable[[], None] = cli.main) -> Outcome:
-    """Run `sightline <words>`, or another program; handlers of signals are afterwards what they were."""
+_PROGRESS = re.compile(r"(?m)^train: (config .*, output .*|.*; \d+ s so far)\n")
+"""First words of a training, and what it says while it waits for its first step."""
+
+
+def without_progress(text: str) -> str:
+    """Return what a training said without its first line and those until its first step."""
+    return _PROGRESS.sub("", text)
+
+
+def run_here(*words: object, main: Callable[[], None] = cli.main, keeps_progress: bool = False) -> Outcome:
+    """Run `sightline <words>`, or another program; handlers of signals are afterwards what they were.
+
+    What a training says before its first step, which depends on the machine, is left out unless `keeps_progress`.
+    """
     out, err = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -46,7 +59,8 @@ def run_here(*words: object, main: Callable[[], None] = cli.main) -> Outcome:
         ):
             main()
     except SystemExit as ended:
-        return Outcome(int(str(ended.code)), out.getvalue(), err.getvalue())
+        said = err.getvalue() if keeps_progress else without_progress(err.getvalue())
+        return Outcome(int(str(ended.code)), out.getvalue(), said)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -59,7 +59,8 @@ def argument(metavar: str, help: str, *, default: Any = MISSING, key_values: str
 class Command:
     """Record of a command: the options of a call are an instance, made of keywords.
 
-    `name` is what the user types, `run` the function below `sightline.verbs` that takes the record, `run_if` names
+    `name` is what the user types, `opening` the function below `sightline.verbs` that first says what will be done,
+    before slow imports, `run` the function below `sightline.verbs` that takes the record, `run_if` names
     another one for a field that is given, and `environment` has the variables that are set before its module is
     imported. The docstring of a command is its help text, which ends with `sections`, rows of subject and text by their
     title, and with `examples`, lines as users type them, without "sightline"; `help_rows` names the function that
@@ -68,6 +69,7 @@ class Command:
 
     name: ClassVar[str] = ""
     run: ClassVar[str] = ""
+    opening: ClassVar[str] = ""
     run_if: ClassVar[Mapping[str, str]] = {}
     environment: ClassVar[Mapping[str, str]] = {}
     help_rows: ClassVar[str] = ""
@@ -78,6 +80,7 @@ class Command:
         cls,
         name: str = "",
         run: str = "",
+        opening: str = "",
         run_if: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         help_rows: str = "",
@@ -85,6 +88,7 @@ class Command:
         examples: Sequence[str] = (),
     ) -> None:
         cls.name, cls.run, cls.run_if, cls.environment = name, run, run_if or {}, environment or {}
+        cls.opening = opening
         cls.help_rows, cls.sections, cls.examples = help_rows, sections or {}, examples
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
@@ -163,7 +167,12 @@ def split_words(words: Sequence[str]) -> tuple[tuple[Path, ...], tuple[str, ...]
 
 
 CONFIG: Any = argument("CONFIG", "a YAML config, a name of 'sightline list configs', or a run")
-OVERRIDES: Any = argument("[KEY=VALUE]...", "override values of the config: train.epochs=10", default=())
+OVERRIDES: Any = argument(
+    "[KEY=VALUE]...",
+    "override values of the config: train.epochs=10; imgsz=640 or 640x480 (width x height) sets all sizes of images, "
+    "base=CONFIG builds on another config",
+    default=(),
+)
 CHECKPOINT: Any = option("--checkpoint", "last|best|PATH", "weights to load", default="last")
 PROCESSES: Any = option("--processes", "N", "processes on this machine", is_passed_on=False)
 PLUGINS: Any = option("--plugin", "FILE.py", "Python file with your own components; repeatable", default=())

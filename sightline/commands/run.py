@@ -26,6 +26,7 @@ class TrainOptions(
     DeviceCommand,
     name="train",
     run="train.train",
+    opening="opening.begin_training",
     examples=(
         "train configs/classify/synthetic_shapes_pointnet.yaml",
         "train CONFIG train.epochs=10 optimizer.lr=0.01 --out runs/a",

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
+from sightline.config.image_size import WORD as SIZE_WORD
+
 
 class _Form(NamedTuple):
     """Names of one setting in other tools, and what is written here: options, overrides or a command.
@@ -22,7 +24,6 @@ class _Form(NamedTuple):
     otherwise: str = "VALUE"
 
 
-_SIZES = ("imgsz", "img_size", "image_size")
 _FORMS = (
     _Form("gpus num_gpus ngpus devices nproc nproc_per_node num_processes launcher",
           "--device cuda --processes {value}", r"[1-9]\d*", "N"),
@@ -69,9 +70,7 @@ _FORMS = (
     _Form("dry_run fast_dev_run dryrun sanity_check", "sightline check CONFIG"),
     _Form("cfg_options overrides opts", "sightline {command} CONFIG {value}", r"[\w.]+=.*", "KEY=VALUE"),
     _Form("format export_format", "sightline export RUN --out {value}", otherwise="FILE.onnx", pattern="(?!)"),
-    _Form(" ".join(_SIZES),
-          "transforms.evaluate.0.height={value} and so on, for each size that 'sightline show CONFIG' prints",
-          r"\d+", "PX"),
+    _Form("imgsz img_size image_size", f"{SIZE_WORD}={{value}}", r"\d+(x\d+)?", "PX"),
 )  # fmt: skip
 
 COMMANDS = {
@@ -150,24 +149,6 @@ def find_setting(
         if written and (takes_keys or written.startswith(("--", "sightline "))):
             answers.append(written)
     return answers[-1 if flags is None else 0] if answers else ""
-
-
-def find_sizes(name: str, size: object, config: object) -> list[str]:
-    """List what to write for another tool's one size of images: each size that the transforms of a config state.
-
-    Empty for another name, for a size that is no whole number, and for a config without sizes.
-    """
-    transforms = config.get("transforms") if isinstance(config, dict) else None
-    if name.lower() not in _SIZES or type(size) is not int or not isinstance(transforms, dict):
-        return []
-    blocks = [
-        (f"transforms.{part}.{place}", block)
-        for part, listed in transforms.items()
-        for place, block in enumerate(listed if isinstance(listed, list) else ())
-        if isinstance(block, dict)
-    ]
-    sides = [f"{path}.{key}={size}" for path, block in blocks for key in ("height", "width") if key in block]
-    return sides + [f"'{path}.canvas=[{size}, {size}]'" for path, block in blocks if "canvas" in block]
 
 
 def find_file(section: str, value: object) -> str:

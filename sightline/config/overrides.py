@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from sightline.config import image_size
 from sightline.config.faults import ConfigFaults
 from sightline.config.yaml_tree import LocatedValue, read_value
-from sightline.contract.errors import UserError
+from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.schema import format_value
 from sightline.contract.types import SourceLocation
 
@@ -48,13 +49,58 @@ def merge(base: LocatedValue, override: LocatedValue) -> LocatedValue:
 
 
 def apply_overrides(tree: LocatedValue, overrides: Sequence[str], faults: ConfigFaults) -> LocatedValue:
-    """Apply `key=value` overrides to the tree, in any order; a key given twice is a fault."""
-    leaves = sorted((leaf for text in overrides for leaf in _parse_override(text, faults)), key=lambda leaf: leaf.order)
+    """Apply `key=value` overrides to the tree, in any order; a key given twice is a fault.
+
+    `imgsz=640` or `640x480`, width x height, is the size of the images: it is written as every size that the transforms
+    have under the other overrides.
+    """
+    sizes = [text for text in overrides if _get_key(text) == image_size.WORD]
+    others = [text for text in overrides if _get_key(text) != image_size.WORD]
+    leaves = sorted((leaf for text in others for leaf in _parse_override(text, faults)), key=lambda leaf: leaf.order)
     applied: dict[tuple[str, ...], LocatedValue] = {}
+    tree = _apply_leaves(tree, leaves, applied, faults)
+    if len(sizes) > 1:
+        faults.add(SourceLocation(COMMAND_LINE, path=image_size.WORD), "is given twice on the command line; keep one")
+    for text in sizes[:1]:
+        tree = _apply_leaves(tree, _list_sizes(tree, text, faults), applied, faults)
+    return tree
+
+
+def _get_key(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _list_sizes(tree: LocatedValue, override: str, faults: ConfigFaults) -> list[_Leaf]:
+    """List the sizes of the tree's transforms as one size makes them; a fault if it has none, or cannot have this."""
+    where = SourceLocation(COMMAND_LINE, path=image_size.WORD)
+    try:
+        size = image_size.parse_size(override.partition("=")[2])
+        sizes = list(image_size.list_sizes(tree.plain(), size))
+    except ConfigError as error:
+        faults.add(where, str(error))
+        return []
+    return [
+        _Leaf(
+            tuple(path.split(".")),
+            LocatedValue([LocatedValue(side, where) for side in value] if isinstance(value, list) else value, where),
+        )
+        for path, value in sizes
+    ]
+
+
+def _apply_leaves(
+    tree: LocatedValue,
+    leaves: Sequence[_Leaf],
+    applied: dict[tuple[str, ...], LocatedValue],
+    faults: ConfigFaults,
+) -> LocatedValue:
+    """Apply leaves to the tree; one that was `applied` before is a fault."""
     for leaf in leaves:
         outer = (applied.get(leaf.keys[:length]) for length in range(1, len(leaf.keys) + 1))
         if any(value is not None and not isinstance(value.value, list) for value in outer) or leaf.keys in applied:
-            faults.add(leaf.value.where, "is given twice on the command line; keep one")
+            path = ".".join(leaf.keys)
+            twice = "is" if leaf.value.where.path == path else f"gives {path}, which is"
+            faults.add(leaf.value.where, f"{twice} given twice on the command line; keep one")
             continue
         applied[leaf.keys] = leaf.value
         tree = merge(tree, _nest(leaf, 0, tree, faults))

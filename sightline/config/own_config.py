@@ -12,6 +12,8 @@ from sightline.config.overrides import apply_overrides
 from sightline.config.reader import read_with_bases
 from sightline.config.shipped import config_name, shipped_configs
 from sightline.config.yaml_writer import render_plain
+from sightline.contract.errors import UserError
+from sightline.contract.schema import suggest
 
 
 def list_presets(set_name: str, preset: str) -> list[str]:
@@ -19,6 +21,23 @@ def list_presets(set_name: str, preset: str) -> list[str]:
     if preset:
         return [preset]
     return sorted(configs_by_set().get(set_name, []), key=lambda name: (not name.endswith("_cpu"), name))
+
+
+def find_preset(name: str) -> str:
+    """Return the whole name of the shipped config that `name` means, with its folder or without.
+
+    Raises UserError for a name of none, and of several.
+    """
+    names = [config_name(config.path) for config in shipped_configs()]
+    meant = [known for known in names if name.removesuffix(".yaml") in (known, Path(known).name)]
+    if len(meant) == 1:
+        return meant[0]
+    hint = (
+        f"; there are {', '.join(meant)}"
+        if meant
+        else suggest(name, [*names, *(Path(n).name for n in names)], otherwise="")
+    )
+    raise UserError(f"--base {name}: is no shipped config{hint} ('sightline list configs' prints all)")
 
 
 def configs_by_set() -> dict[str, list[str]]:

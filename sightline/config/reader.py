@@ -21,7 +21,8 @@ from typing_extensions import TypedDict
 
 from sightline.config.consistency import check_consistency
 from sightline.config.faults import ConfigFaults
-from sightline.config.other_tools import BASES, NAMES, find_document, find_file, find_setting, find_sizes
+from sightline.config.image_size import WORD as SIZE_WORD
+from sightline.config.other_tools import BASES, NAMES, find_document, find_file, find_setting
 from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
 from sightline.config.plain_values import flatten, to_plain
 from sightline.config.prepared_name import take_prepared_name
@@ -110,9 +111,8 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     """
     if isinstance(source, RunConfig) and not overrides:
         return source
-    file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = _insert_policy(apply_overrides(read_with_bases(file_or_mapping, faults), overrides, faults), faults)
+    tree = _insert_policy(read_tree(source, overrides, faults), faults)
     _resolve_run_paths(tree)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
@@ -142,9 +142,8 @@ def read_sections(
     source: Path | Mapping[str, Any] | RunConfig, names: Sequence[str], overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
-    source = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = apply_overrides(read_with_bases(source, faults), overrides, faults)
+    tree = read_tree(source, overrides, faults)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
@@ -159,8 +158,28 @@ def read_sections(
     return {name: values[name] for name in names}
 
 
-def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
-    """Read the tree of a file or a mapping merged over its base, which may have a base, too."""
+def read_tree(
+    source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str], faults: ConfigFaults
+) -> LocatedValue:
+    """Read the tree of a config under overrides, of which `base=NAME` replaces the base of its file."""
+    texts = [text for text in overrides if text.partition("=")[0].strip() == "base"]
+    bases = [read_value(text.partition("=")[2], COMMAND_LINE, "base", faults) for text in texts]
+    if len(bases) > 1:
+        faults.add(bases[1].where, "is given twice on the command line; keep one")
+    if bases and (isinstance(source, RunConfig) or (isinstance(source, Path) and is_recorded(source))):
+        raise ConfigError(f"{bases[0].where}: a run's config states every value, so that it has no base to replace")
+    file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
+    tree = read_with_bases(file_or_mapping, faults, other_base=bases[0] if bases else None)
+    return apply_overrides(tree, [text for text in overrides if text not in texts], faults)
+
+
+def read_with_bases(
+    source: Path | Mapping[str, Any], faults: ConfigFaults, *, other_base: LocatedValue | None = None
+) -> LocatedValue:
+    """Read the tree of a file or a mapping merged over its base, which may have a base, too.
+
+    `other_base` is merged in the place of the base that `source` names, or under one that names none.
+    """
     trees: list[LocatedValue] = []
     chain: list[str] = []
     base: LocatedValue | None = None
@@ -172,6 +191,7 @@ def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> L
         assert isinstance(tree.value, dict)
         trees.append(tree)
         base = tree.value.pop("base", None)
+        base = base if other_base is None else other_base
         following = None if base is None else _resolve_base(base, Path("dict"), chain)
     while following is not None:
         chain.append(os.path.realpath(following))
@@ -182,6 +202,8 @@ def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> L
             raise ConfigError(f"{following}: {instead}")
         trees.append(tree)
         base = tree.value.pop("base", None)
+        if other_base is not None and len(trees) == 1:
+            base, following = other_base, Path(COMMAND_LINE)  # its path is relative to the working directory
         following = None if base is None else _resolve_base(base, following, chain)
     merged = trees.pop()
     while trees:
@@ -269,8 +291,8 @@ class _SectionReader:
         for key, child in tree.value.items():
             if key not in fields:
                 is_foreign = not path or schema.find_similar(key, fields, cutoff=0.8) is None
-                hint = _suggest_sizes(key, child, tree) or (_suggest_setting(key, child) if is_foreign else "")
-                hint = hint or _suggest_base(key, child, is_top=not path)
+                hint = _suggest_setting(key, child) if is_foreign else ""
+                hint = hint or _suggest_base(key, is_top=not path)
                 hint = hint or _suggest_key(key, fields, self._paths, is_top=not path)
                 self.faults.add(child.where, f"unknown key '{key}'{hint}")
         for key, field in fields.items():
@@ -501,24 +523,16 @@ def _suggest_setting(key: str, child: LocatedValue) -> str:
         instead = find_setting(name.removeprefix("+"), "" if leaf is None else _format_word(leaf))
         if instead and child.where.source == COMMAND_LINE:
             return f"; write {instead}"
+        if instead.startswith(f"{SIZE_WORD}="):
+            return f"; a file states the sizes of its transforms; give {instead} on the command line, which sets all"
         if instead:
             return f"; give {instead}" if instead.startswith("--") else f"; did you mean '{instead.partition('=')[0]}'?"
     return ""
 
 
-def _suggest_base(key: str, child: LocatedValue, *, is_top: bool) -> str:
+def _suggest_base(key: str, *, is_top: bool) -> str:
     """Suggest where a config names the one that it builds on; empty for another key."""
-    if not is_top or key not in ("base", *BASES):
-        return ""
-    if key != "base":
-        return "; a config builds on one other, base: CONFIG"
-    return f"; it is a line of the config's file: write 'base: {_format_word(child.plain())}' there"
-
-
-def _suggest_sizes(key: str, child: LocatedValue, tree: LocatedValue) -> str:
-    """Suggest the sizes of images that a config states, for the one size of other tools; empty without any."""
-    words = find_sizes(key, child.plain(), tree.plain())
-    return f"; write {' '.join(words)}" if words else ""
+    return "; a config builds on one other, base: CONFIG" if is_top and key in BASES else ""
 
 
 def _suggest_key(key: str, fields: dict[str, dataclasses.Field], elsewhere: Mapping[str, str], *, is_top: bool) -> str:

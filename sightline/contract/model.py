@@ -38,6 +38,8 @@ class Model(nn.Module, ABC):
     """Of the class: names of the only tasks that it is for; by default all that take its outputs."""
     transform_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Of the class: by names of transforms, arguments that these have for it where the config does not state them."""
+    image_multiple: ClassVar[int] = 1
+    """Of the class: height and width of its images are multiples of this many pixels."""
     targets: frozenset[str] = frozenset()
     """Optional arguments of `forward` that it computes losses of: an exported file has none of them."""
     output_keys: frozenset[str] | None = None

@@ -42,6 +42,14 @@ class Transform(ABC):
     It returns it with a function of the fields inside.
     """
 
+    @classmethod
+    def size_arguments(cls, stated: Mapping[str, Any], *, height: int, width: int) -> dict[str, Any]:
+        """Return those arguments that are sizes of images, for images of `height` x `width` pixels; {} without any.
+
+        `stated` are the arguments in the config. Raises ConfigError if these sizes follow no single height and width.
+        """
+        return {}
+
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the fields that change, by name; called as `(draws, *, fields...)` with those that it names."""

@@ -255,17 +255,19 @@ def examine_subject(
     budget_s: float = BUDGET_S,
     is_patient: bool = True,
     is_counted: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     **more: Any,
 ) -> Examination:
     """Judge a subject by all rules, within a budget of processor time.
 
     With `is_patient`, slow networks get as many passes as those of 20 ms do; with `is_counted`, all machines ask the
-    same. `more` is what measurements read beside the subject: the `term` of a loss alone, the `score` of a module.
+    same. `progress` is that of `examine`. `more` is what measurements read beside the subject: the `term` of a loss
+    alone, the `score` of a module.
     """
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         evidence = Evidence({"subject": subject, **more}, budget_s, is_patient, is_counted)
-        examination = examine(evidence, declared=declared)
+        examination = examine(evidence, declared=declared, progress=progress)
         for section in subject.sections:
             evidence = Evidence({"subject": section}, evidence.left_s, is_patient, is_counted)
             examine_section(examination, evidence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,10 +76,17 @@ def assert_codes(codes: Sequence[str], *, name: str) -> None:
         raise UserError(f"{name}: no finding has the code '{unknown[0]}'; {hint}")
 
 
-def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequence[Rule] | None = None) -> Examination:
+def examine(
+    evidence: Evidence,
+    *,
+    declared: Collection[str] = (),
+    rules: Sequence[Rule] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Examination:
     """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed.
 
-    What the budget does not afford waits: the first passes are slow, and later ones cost less.
+    What the budget does not afford waits: the first passes are slow, and later ones cost less. `progress` receives the
+    numbers of rules that judged and of all, before each.
     """
     examination = Examination()
     open_rules = [rule for rule in (list_rules() if rules is None else rules) if evidence.offers(rule.reads)]
@@ -90,6 +97,7 @@ def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequen
             if num_known != evidence.num_known:
                 num_known = evidence.num_known
                 needs = [evidence.find_open(rule.reads) for rule in open_rules]
+            progress(len(examination.judgements), len(examination.judgements) + len(open_rules))
             place = _find_cheapest(needs, evidence)
             needs.pop(place)
             rule = open_rules.pop(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -78,12 +78,20 @@ class TrainingSetup:
         return trace_lineage(self.config, self.data.train.dataset.info, report, self.init_source)
 
 
-def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
+def build(
+    config: RunConfig,
+    world: World,
+    *,
+    is_resumed: bool = False,
+    data: Data | None = None,
+    doing: Callable[[str], None] = lambda _: None,
+) -> TrainingSetup:
     """Build a run. Raises ConfigError, DataError or CheckpointError, before the first step, if anything does not fit.
 
     A run that will be resumed does not read the weights that it was once initialised with. `data` replaces the
-    config's own.
+    config's own. `doing` receives what is built, before each part.
     """
+    doing(f"opens the data '{config.data.name}'")
     config = resolve_machine(config, world)
     with locate_errors(config.origins):
         if data is None:
@@ -93,7 +101,10 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             log_unused_validation(config, data, world)
         if config.train.batch_size == "auto":
             config = _resolve_batch_size(config, data, world)
+        doing(f"builds the model '{config.model.name}'")
         unchanged = build_unchanged_model(config, data.facts, world)
+        if config.init is not None and not is_resumed:
+            doing(f"reads the initial weights {config.init.source}")
         config, source, report = (config, None, None) if is_resumed else load_initial_weights(unchanged, config)
         model = apply_model_changes(unchanged, config, world)
         losses = build_losses(config, data.facts, world)

@@ -68,6 +68,12 @@ def launched_world_size() -> int | None:
     return _num_slurm_tasks() if _num_slurm_tasks() > 1 else None
 
 
+def prints_first() -> bool:
+    """Return True for the one process of a run that says what it begins: the first, or `launch` before it."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return "SIGHTLINE_LAUNCHED" not in os.environ and rank == "0"
+
+
 def count_local_processes(size: int) -> int:
     """Count the processes of a run of `size` on this machine, as its launcher states; all of them where it does not."""
     for variable in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.config import RunConfig, read_config
+from sightline.config.image_size import WORD as SIZE_WORD
 from sightline.config.run_config import Evaluate
 from sightline.contract import registry
 from sightline.contract.errors import UserError
@@ -23,6 +24,7 @@ _EVALUATION_KEYS = (
     "evaluate.*",
     "transforms.evaluate*",
     "transforms.vote*",
+    SIZE_WORD,
     "data.root",
     "data.views",
     "loader.*",

@@ -36,6 +36,7 @@ def launch_training(
     directory, `resume="auto"` resumes that run. Signals and `stop` are handled as in `train_run`.
     """
     if read is None:
+        reporter.doing(lambda: "reads the config")
         read = read_with_plugins(options.config, options.overrides, options.plugins)
         for line in read.notes:
             reporter.note(f"warning: {line}")
@@ -43,6 +44,7 @@ def launch_training(
         options = dataclasses.replace(options, out=options.config)
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
+        reporter.doing(None)
         if options.out is not None and options.resume is None:
             assert_empty(options.out)
         with restore_signal_handlers() if stop is None else contextlib.nullcontext():

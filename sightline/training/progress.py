@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sightline.contract.errors import escape_to_one_line
 from sightline.draw.charts import ChartPanel, Series, render_svg
+from sightline.draw.progress_line import wants_live
 from sightline.engine.observers import describe_evaluation
 from sightline.engine.records import EvaluationRecord, StepRecord, format_rate, samples_per_s
 from sightline.instrument.random_state import preserve_random_state
@@ -129,12 +130,6 @@ class Pace:
 def is_notebook() -> bool:
     """Return True if output goes to a notebook."""
     return type(sys.stdout).__module__.startswith("ipykernel")
-
-
-def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Return True if `stream` is a terminal that can redraw lines, and neither NO_COLOR nor CI is set."""
-    is_plain = environment.get("NO_COLOR") or environment.get("CI") or environment.get("TERM") == "dumb"
-    return stream.isatty() and not is_plain
 
 
 def _format_fields(record: StepRecord, pace: Pace) -> dict[str, Any]:

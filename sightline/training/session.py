@@ -84,8 +84,11 @@ class TrainingSession:
         extra_observers: Sequence[Observer] = (),
         final_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         is_quiet: bool = False,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare a session; `final_metrics` computes more metrics of the last weights, on every process.
+
+        `started` is called before the first record of a step or an evaluation is shown.
 
         `is_cut` is True if a signal ended the last evaluation, so that the processes may be at different steps.
         """
@@ -103,6 +106,7 @@ class TrainingSession:
         self.extra_observers = tuple(extra_observers)
         self._final_metrics = final_metrics
         self._is_quiet = is_quiet
+        self._started = started
         self.is_cut = False
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
@@ -205,6 +209,8 @@ class TrainingSession:
 
         Returns None if a signal stopped the run.
         """
+        is_stopped = bool(self.stop) and self.world.size == 1  # several processes agree on a stop in a step
+        self.stop.begin_steps()
         self.observers = Observers(self.world.rank_zero_only(self._default_observers)() or [])
         reason = "failed"
         try:
@@ -224,7 +230,9 @@ class TrainingSession:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
                 self._evaluate()
                 self._save()
-            if not self.selection.is_stale:
+            if is_stopped and self.job.step < self.job.num_steps:
+                self._save()
+            elif not self.selection.is_stale:
                 train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
             if early := self.early_end:
                 logger.info("early-stopping: %s", early)
@@ -272,6 +280,7 @@ class TrainingSession:
         return [*observers, *self.extra_observers]
 
     def _on_step_end(self, record: StepRecord, stop_requested: bool) -> bool:
+        self._started()
         self.observers.on_step(record)
         is_evaluated, is_saved = self._find_dues(record.step)
         if is_evaluated:
@@ -305,6 +314,7 @@ class TrainingSession:
             evaluation = self.built.selection_evaluator(
                 job.evaluation_model, self.world, pictures=self._are_pictures_read()
             )
+        self._started()  # an evaluation that a stopped run left open comes before its first step
         self._latest = (job.step, evaluation)
         self.selection.take(job.step, evaluation.metrics)
         self.observers.on_evaluation(
@@ -403,7 +413,7 @@ class TrainingSession:
     def _finish(self) -> dict[str, Any] | None:
         """Evaluate the last weights and write final.json; None if a signal came first: a resumed run will evaluate."""
         try:
-            with self.stop.raise_on_signal():
+            with self.stop.raise_on_signal(then="the state is saved; ending"):
                 final = self._evaluate_last()
         except StopRequestedError:
             self.is_cut = True

@@ -1,4 +1,4 @@
-"""Request of a signal that a run stops: its state is saved after the step under way, and work without steps ends."""
+"""Request of a signal that a run stops: its state is saved after the step under way, and other work ends."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class StopRequest:
         self._since_s = 0.0
         self._is_acknowledged = False
         self._is_at_once = False
+        self._then = "saving before the first step"
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -35,6 +36,10 @@ class StopRequest:
         """Request a stop as SIGTERM does."""
         self.signal = self.signal or signal.SIGTERM
 
+    def begin_steps(self) -> None:
+        """Acknowledge signals from now on as those of a run whose state is saved after the step under way."""
+        self._then = "saving after this step"
+
     def install_handlers(self, *, is_acknowledged: bool) -> None:
         """Install signal handlers; with `is_acknowledged`, the first signal is acknowledged on standard error."""
         self._is_acknowledged = is_acknowledged
@@ -42,15 +47,18 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     @contextlib.contextmanager
-    def raise_on_signal(self) -> Iterator[None]:
-        """Context in which the first signal, or an earlier one, raises StopRequestedError: its work is repeatable."""
-        self._is_at_once = True
+    def raise_on_signal(self, *, then: str) -> Iterator[None]:
+        """Context in which the first signal, or an earlier one, raises StopRequestedError: its work is repeatable.
+
+        `then` is what its acknowledgement says.
+        """
+        self._is_at_once, before, self._then = True, self._then, then
         try:
             if self:
                 raise StopRequestedError
             yield
         finally:
-            self._is_at_once = False
+            self._is_at_once, self._then = False, before
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
@@ -58,8 +66,7 @@ class StopRequest:
             self.signal, self._since_s = number, now_s
             if self._is_acknowledged:
                 name = signal.Signals(number).name
-                then = "the state is saved; ending" if self._is_at_once else "saving after this step"
-                sys.stderr.write(f"{name}: {then}; the same again ends at once\n")
+                sys.stderr.write(f"{name}: {self._then}; the same again ends at once\n")
             if self._is_at_once:
                 raise StopRequestedError
         elif number != self.signal or now_s - self._since_s > 1.0:

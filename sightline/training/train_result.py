@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Receive one or more lines for the user."""
+
+    def doing(self, describe: Callable[[], str] | None) -> None:
+        """Receive what says what is being done before the first step, at any moment; None when that is done."""
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """Receive the findings of checks, including notes, before or after training."""

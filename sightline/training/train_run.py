@@ -7,7 +7,7 @@ import logging
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ from sightline.training.published_results import list_published
 from sightline.training.resume import RunLocation, create_run_folder, resolve_run_location
 from sightline.training.run_findings import add_findings, end_findings, read_findings
 from sightline.training.session import TrainingSession
-from sightline.training.stop_request import StopRequest, restore_signal_handlers
+from sightline.training.stop_request import StopRequest, StopRequestedError, restore_signal_handlers
 from sightline.training.train_result import Reporter, TrainResult
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUM_STAGES = 3
+"""Parts of a run before its first step is done: what it is made of, the check, and the step."""
 _MAX_MEASURED = 400
 """Largest number of steps of a long run that are watched closely; the others are only counted."""
 
@@ -102,7 +104,10 @@ def train_run(
             observers=observers,
             is_quiet=not shows_progress,
         )
-        return run(out=out, resume=resume)
+        try:
+            return run(out=out, resume=resume)
+        finally:
+            run.end_start()
 
 
 class _TrainRun:
@@ -126,11 +131,21 @@ class _TrainRun:
         self._world = world
         self._reporter = reporter
         self._note = world.rank_zero_only(reporter.note)
+        self._tell = world.rank_zero_only(reporter.doing)
         self._stop = stop
         self._has_checks = has_checks
         self._is_quiet = is_quiet
         self._examined: dict[str, Any] = {}
         self._earlier: tuple[Finding, ...] = ()
+
+    def _doing(self, number: int, describe: Callable[[], str] | str) -> None:
+        """Tell what is being done, and the how manieth part it is of what comes before the first step."""
+        text = describe if callable(describe) else lambda: describe
+        self._tell(lambda: f"{number} of {_NUM_STAGES}, {text()}")
+
+    def end_start(self) -> None:
+        """Tell that the first step is done, or that there will be none."""
+        self._tell(None)
 
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
@@ -143,7 +158,9 @@ class _TrainRun:
             world.rank_zero_only(remove_dead_lock)(path)
             return TrainResult(path, document=world.rank_zero_only(self._report_finished_run)(path))
         set_backends(config.train)
-        built = build(location.keep_recorded(config), world, is_resumed=bool(location.checkpoint))
+        built = build(
+            location.keep_recorded(config), world, is_resumed=bool(location.checkpoint), doing=partial(self._doing, 1)
+        )
         _ = built.lineage  # traced before a folder is made: that of the source may be damaged
         for key in ("precision", "batch_size"):
             if getattr(config.train, key) == "auto":
@@ -152,6 +169,7 @@ class _TrainRun:
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
+        self._doing(3, "computes the first step")
         path = create_run_folder(location, config, world)
         directory = world.run_directory(path)
         with directory.lock(is_cancelled=lambda: bool(self._stop)):
@@ -172,6 +190,7 @@ class _TrainRun:
                 extra_observers=self._observers,
                 final_metrics=partial(probe_metrics, config, world, self._reporter.note),
                 is_quiet=self._is_quiet,
+                started=self.end_start,
             )
             self._begin_session(session, location, findings)
             result = self._train(session, findings)
@@ -208,7 +227,17 @@ class _TrainRun:
             refuse_batch_of_one(built, self._world)
             return ()
         examination = RunExamination()
-        findings = tuple(run_quick(built, self._world, examination=examination))
+        self._doing(2, lambda: f"check: {examination.doing}")
+        cut: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._world.size == 1:  # several processes end a check together
+            cut = self._stop.raise_on_signal(then="ending the check, saving before the first step")
+        try:
+            with cut:
+                findings = tuple(run_quick(built, self._world, examination=examination))
+        except StopRequestedError:
+            self._has_checks = False
+            self._note("the check was stopped; the run records that, and --resume auto begins with a check")
+            return ()
         self._examined = examination.to_dict()
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings

@@ -6,6 +6,7 @@ from sightline.commands.prove import CheckOptions
 from sightline.config import RunConfig
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Finding
+from sightline.draw.progress_line import show_progress
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
 from sightline.runs.output_files import write_document
@@ -14,7 +15,6 @@ from sightline.verbs.output import (
     load_config,
     print_note,
     show_findings,
-    show_progress,
     sort_findings,
 )
 from sightline.workbench.check.examination import BUDGET_S, RunExamination, describe_examination

@@ -26,13 +26,13 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
+from sightline.draw.progress_line import wants_live
 from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import assert_no_run
 from sightline.runs.trained_weights import PACKED_FILE
-from sightline.training.progress import wants_live
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter
 from sightline.workbench.compress.finetuning import FineTuning, assert_tunable

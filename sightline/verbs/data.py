@@ -15,21 +15,24 @@ from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions,
 from sightline.commands.fields import MoreHelp
 from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.config.key_values import read_key_values
-from sightline.config.own_config import list_presets, render_over
+from sightline.config.own_config import find_preset, list_presets, render_over
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
+from sightline.draw.progress_line import show_progress
 from sightline.runs.output_files import write_document
+from sightline.store.boxes.photo_bases import choose_base
 from sightline.store.files.atomic_write import replace_atomic
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_data import SHARED
 from sightline.store.prepared.prepared_set import MANIFEST
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
-from sightline.verbs.output import print_note, print_tree, show_progress
+from sightline.verbs.base_of_config import describe_base
+from sightline.verbs.output import print_note, print_tree
 from sightline.verbs.weights import refuse_weights
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ def prepare(options: PrepareOptions) -> int:
         exclude=_SET_BY_PREPARE,
         texts={key: strip_links(text) for key, text in texts.items()},
     )
+    if options.config is None and options.base is not None:
+        raise UserError(f"--base {options.base}: is what a config builds on; give its file: --config own.yaml")
     presets = [] if options.config is None else _find_presets(name, options)
     with _counting(name) as progress:
         report = _builder(name).prepare(
@@ -72,6 +77,8 @@ def _find_presets(name: str, options: PrepareOptions) -> list[str]:
         raise UserError(f"--config {options.config}: is a file of YAML; give a name that ends in .yaml")
     if options.config.exists() and not (options.target / MANIFEST).exists():
         raise UserError(f"--config {options.config}: is there already; give the name of a new file")
+    if options.base is not None:
+        return [find_preset(options.base)]
     presets = list_presets(name, getattr(_builder(name), "preset", ""))
     if not presets:
         raise UserError(f"--config: no shipped config is about '{name}'; leave it out, and write a config of your own")
@@ -82,7 +89,11 @@ def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) ->
     """Write the config that trains on a prepared folder. Raises UserError for a file of another content."""
     assert options.config is not None
     path, root, builder = options.config, options.target, _builder(name)
-    proposed = builder.propose(builder.open_folder(root)) if hasattr(builder, "propose") else []
+    prepared = builder.open_folder(root) if hasattr(builder, "propose") else None
+    proposed = builder.propose(prepared) if prepared is not None else []
+    num_photos = builder.count_photos(prepared) if hasattr(builder, "count_photos") else None
+    chosen = None if num_photos is None or options.base is not None else choose_base(num_photos)
+    presets = presets if chosen is None else [chosen.name]
     words = [f"data.name={name}", f"data.root={format_inline(str(root))}", *proposed]
     also = [f"Others for this data set: {', '.join(presets[1:])}"] if presets[1:] else []
     about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {presets[0]}.")
@@ -96,6 +107,9 @@ def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) ->
     if alone is not None and alone.changes:
         print_note(f"{path}: {alone.reason}, which batch norm cannot normalise: it has {' '.join(alone.list_words())}")
     plugins = [word for plugin in options.plugins for word in ("--plugin", str(plugin))]
+    if num_photos is not None:
+        for line in describe_base(presets[0], words, num_photos=num_photos, chosen=chosen):
+            print_note(f"{path}: {line}")
     print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
 
 
@@ -108,7 +122,7 @@ def _find_batch_of_one(preset: str, words: Sequence[str]) -> BatchOfOne | None:
     from sightline.workbench.check.batch_of_one import find_batch_of_one
 
     try:
-        config = read_config(Path(preset), words)
+        config = read_config(Path(preset), [*words, "init=null"])  # weights are not fetched for it
         size = config.train.batch_size
         if not isinstance(size, int) or len(build_data(config).train.indices) % size != 1:
             return None  # as most sets: no network is built

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +16,12 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.doctor.finding import SEVERITIES
 from sightline.runs.run_records import format_interval, list_errors, note_figures
-from sightline.training.progress import wants_live
+from sightline.verbs.opening import TRAINING_LINE
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
     from sightline.doctor.finding import Finding
 
-_QUIET_S, _LIVE_PAUSE_S, _PLAIN_PAUSE_S = 2.0, 0.5, 20.0
-"""Seconds before progress is shown, and between its lines on a terminal and elsewhere."""
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
 _TREE_WIDTH, _MAX_LISTED, _MAX_COUNTS = 110, 40, 100
@@ -40,6 +34,7 @@ _LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
 
 def print_note(text: str) -> None:
     """Print lines to standard error; characters that are not printable are escaped."""
+    TRAINING_LINE.clear()
     sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
 
@@ -49,33 +44,6 @@ def list_unapplied_passes(config: RunConfig, noun: str) -> list[str]:
     votes, tile = config.evaluate.votes, config.evaluate.tile
     lines = [f"one pass a {noun}: evaluate.votes ({votes}) is not applied"] if votes > 1 else []
     return lines if tile is None else [*lines, f"one pass a {noun}: evaluate.tile ({tile}) is not applied"]
-
-
-@contextmanager
-def show_progress(verb: str, describe: Callable[[], str]) -> Iterator[None]:
-    """Print to standard error what is going on, from two seconds on, by a thread that only reads.
-
-    A terminal shows it on one line, which is overwritten and at last removed; other streams get a line now and then.
-    """
-    is_live, started, is_done = wants_live(sys.stderr, os.environ), time.monotonic(), threading.Event()
-
-    def report() -> None:
-        pause_s = _QUIET_S
-        while not is_done.wait(pause_s):
-            text = escape_to_one_line(f"{verb}: {describe()}; {time.monotonic() - started:.0f} s so far")
-            sys.stderr.write(f"\r{text}\x1b[K" if is_live else f"{text}\n")
-            sys.stderr.flush()
-            pause_s = _LIVE_PAUSE_S if is_live else _PLAIN_PAUSE_S
-        if is_live and time.monotonic() - started > _QUIET_S:
-            sys.stderr.write("\r\x1b[K")
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_done.set()
-        thread.join()
 
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sightline.runs.output_files import write_document
 from sightline.training.launch import launch_training
 from sightline.training.stop_request import StopRequest
 from sightline.training.train_result import Reporter
+from sightline.verbs.opening import TRAINING_LINE
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 
 
@@ -26,6 +27,13 @@ class TerminalReporter(Reporter):
     def note(self, text: str) -> None:
         """Print a line to standard error."""
         print_note(text)
+
+    def doing(self, describe: Callable[[], str] | None) -> None:
+        """Show it on one line of a terminal, elsewhere on a line now and then."""
+        if describe is None:
+            TRAINING_LINE.close()
+        else:
+            TRAINING_LINE.show(describe)
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """Print warnings and errors in full; notes are in findings.json."""
@@ -42,7 +50,10 @@ class TerminalReporter(Reporter):
 
 def train(options: TrainOptions) -> int:
     """Train what a config describes and return the exit code; signals are handled until the process ends."""
-    code, findings = launch_training(options, TerminalReporter(options.json), stop=StopRequest())
+    try:
+        code, findings = launch_training(options, TerminalReporter(options.json), stop=StopRequest())
+    finally:
+        TRAINING_LINE.close()
     if code == 1 and findings:
         report_failure("nothing was trained: see the errors above; --no-check trains without checks", exit_code=1)
     return code

@@ -10,7 +10,7 @@ import pytest
 from sightline.cli import SECTIONS
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
-from sightline.config.other_tools import COMMANDS, find_file, find_setting, find_sizes, list_names
+from sightline.config.other_tools import COMMANDS, find_file, find_setting, list_names
 from tests.cases import run_each
 from tests.command import refuse
 
@@ -149,12 +149,3 @@ def test_a_file_is_answered_in_the_form_of_files(tmp_path: Path) -> None:
     assert "own.yaml:2: max_epochs: unknown key 'max_epochs'; did you mean 'train.epochs'?" in told
     assert "own.yaml:3: train.early_stopping: found 5" in told
     assert "write train.early_stopping: {patience: 5}" in told
-
-
-def test_one_size_is_answered_with_every_size_of_the_config() -> None:
-    blocks = {"train": [{"name": "mosaic", "height": 64, "width": 96}, {"name": "turn_image", "canvas": [64, 96]}]}
-    config = {"transforms": {**blocks, "evaluate": [{"name": "fit_image", "height": 64, "width": 96}, {"name": "x"}]}}
-    sides = [f"transforms.{place}.{side}=320" for place in ("train.0", "evaluate.0") for side in ("height", "width")]
-    assert find_sizes("imgsz", 320, config) == [*sides, "'transforms.train.1.canvas=[320, 320]'"]
-    assert find_sizes("imgsz", "big", config) == find_sizes("size", 320, config) == find_sizes("imgsz", 320, {}) == []
-    assert "write transforms.train.0.height=320 " in refuse("show", "detect/photos_scratch", "imgsz=320")

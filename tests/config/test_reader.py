@@ -159,6 +159,27 @@ def test_a_base_with_another_fault_of_its_file_names_both(write: Write) -> None:
     assert "latin.yaml: is not UTF-8 text" in said
 
 
+def test_the_base_of_the_command_line_replaces_that_of_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found from the working directory, or by the name of a shipped config; the file's own lines stay over it."""
+    write("seed: 3\ntrain: {epochs: 4}\n", "here/other.yaml")
+    path = write("seed: 5\n", "mine/over.yaml", base="nowhere.yaml")
+    assert "nowhere.yaml: no such file" in refused(path)
+    monkeypatch.chdir(path.parents[1] / "here")
+    config = read_config(path, ["train.batch_size=3", "base=other.yaml"])
+    assert (config.seed, config.train.epochs, config.train.batch_size) == (5, 4, 3)
+    alone = write("seed: 5\n", "alone.yaml", base=None)
+    assert read_config(alone, ["base=other.yaml"]).train.epochs == 4
+    assert read_config({"seed": 5, "base": "nowhere.yaml"}, ["base=other.yaml"]).train.epochs == 4
+    shipped = read_config(path, ["base=classify/synthetic_shapes_pointnet"])
+    assert (shipped.model.name, shipped.seed) == ("pointnet", 5)
+    wrong = refused(path, "base=classify/synthetic_shapes_pointnets")
+    assert "command line: base: " in wrong
+    assert "did you mean 'classify/synthetic_shapes_pointnet'?" in wrong
+    assert "command line: base: is given twice" in refused(path, "base=other.yaml", "base=other.yaml")
+    with pytest.raises(ConfigError, match="command line: base: a run's config states every value"):
+        read_config(config, ["base=other.yaml"])
+
+
 @pytest.mark.parametrize("base", ["''", "5", "[a]", "{a: b}", "'a\\nb'", "x" * 5000])
 def test_no_base_is_the_path_of_nothing(write: Write, base: str) -> None:
     said = refused(write("", base=base))
@@ -225,10 +246,8 @@ def test_the_order_of_overrides_does_not_matter(swap: bool) -> None:
         (["model={name:"], "the shell split it at a blank? put it in quotes"),
         (["train.epochs=!!int 3"], "command line: train.epochs: the tag '!!int' is not allowed"),
         (["optimizer={lr: 1, lr: 2}"], "command line: optimizer.lr: 'lr' is given twice"),
-        (
-            ["base=other.yaml"],
-            "command line: base: unknown key 'base'; it is a line of the config's file: write 'base: other.yaml' there",
-        ),
+        (["base=other.yaml"], "command line: base: other.yaml: no such file; give a YAML file"),
+        (["base=[a, b]"], 'command line: base: found the list ["a", "b"], allowed is the path of one config'),
         (["seed=99999999999999999999"], "command line: seed: found 99999999999999999999, which does not fit"),
         (["train.epochs=1_000"], "command line: train.epochs: found the text '1_000', allowed is a whole number"),
         (["optimizer.epochs=2"], "has no such argument; did you mean 'train.epochs'?"),

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from sightline.contract.errors import RunError
+from sightline.draw.progress_line import wants_live
 from sightline.engine.loggers.tensorboard import TensorBoard
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, average_records, format_rate
 from sightline.instrument.random_state import preserve_random_state
-from sightline.training.progress import Pace, Progress, wants_live
+from sightline.training.progress import Pace, Progress
 from tests.cases import run_each
 from tests.engine.told import Lines, evaluation, random_states, step
 

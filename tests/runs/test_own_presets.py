@@ -18,8 +18,7 @@ from tests.command import succeed
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
-SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.0", "evaluate.0") for side in ("height", "width")]
-SMALL_CANVAS.append("transforms.train.1.canvas=[64, 64]")
+SMALL_CANVAS = ["imgsz=64"]
 
 
 def _write_photos(root: Path, classes: tuple[str, ...], *, count: int = 12) -> Path:
@@ -45,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = _write_photos(root / "files", ("red", "green", "blue"))
     told = succeed("data", "prepare", "yolo_txt", "--from", files, "--to", root / "prepared").out
     assert "proposed_canvas" in told
-    assert "transforms.evaluate.0.height=160" in told
+    assert "for_config: imgsz=224x160" in told
     return root / "prepared"
 
 
@@ -77,7 +76,8 @@ def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -
 
 def test_another_base_of_the_written_config_has_the_colours_of_its_network(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    succeed("data", "prepare", "yolo_txt", "--from", photos.parent / "files", "--to", photos, "--config", path)
+    words = ("--from", photos.parent / "files", "--to", photos, "--config", path, "--base", "photos_scratch")
+    succeed("data", "prepare", "yolo_txt", *words)
     written = path.read_text()
     assert "base: detect/photos_scratch\n" in written
     imagenet, none = (

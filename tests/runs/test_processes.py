@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.command import without_progress
 from tests.limits import HANG_S
 from tests.processes import ROOT, forked, print_to
 from tests.runs.broken_off import assert_all_end, metrics, run_forked, with_variable
@@ -185,7 +186,8 @@ def test_evaluation_has_the_same_bits_on_any_number_of_processes(trained: Traine
 def test_only_the_first_process_speaks_and_writes(trained: Trained) -> None:
     """Nothing of torch's launcher, of warnings, or of the second process; one set of files, as of one process."""
     (run, done), (alone, _) = trained("pointnet", 2), trained("pointnet", 1)
-    lines = done.err.splitlines()
+    assert done.err.count("train: config ") == 1
+    lines = without_progress(done.err).splitlines()
     assert [line for line in lines if not OWN_LINES.match(line)] == []
     assert len(lines) == len(set(lines)) + 1  # "run directory" stands at both ends
     assert done.out.count("overall_accuracy") == 1
@@ -209,7 +211,7 @@ def failed(folder: Path, kind: str, *more: str) -> tuple[Done, Path]:
 
 def error_of(done: Done) -> str:
     """All that was printed but for our own lines of progress."""
-    lines = done.err.splitlines(keepends=True)
+    lines = without_progress(done.err).splitlines(keepends=True)
     return "".join(line for line in lines if not OWN_LINES.match(line)).removesuffix("\n")
 
 

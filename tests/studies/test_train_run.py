@@ -9,12 +9,14 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sightline
 from sightline.config import read_config
 from sightline.doctor.finding import Finding, FindingLocation
+from sightline.engine.build import build
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
@@ -27,6 +29,11 @@ from tests.marks import long_but
 from tests.runs.broken_off import CONFIG, differences, last_step
 
 SHORT = "transforms.train=[{name: jitter}]"
+
+
+def saved_step(run: Path) -> int:
+    """The step of the last checkpoint."""
+    return int(json.loads((run / "checkpoints/last/state.json").read_text())["step"])
 
 
 class Recorded(Reporter):
@@ -130,6 +137,45 @@ def test_a_stop_of_the_caller_ends_the_run(config: Path, unbroken: Path, tmp_pat
     assert (stopped.stopped_by, last_step(out)) == (signal.SIGTERM, 4)
     assert train_run(words, out=out, device="cpu", resume="auto", checks=False).is_finished
     assert differences(unbroken, out) == []
+
+
+def test_a_run_that_is_stopped_before_its_first_step_keeps_its_state(
+    config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it is built, or within a check, which ends; the resumed run is that of no stop, bit by bit."""
+    out = tmp_path / "run"
+
+    def build_stopped(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sightline.training.train_run.build", build_stopped)
+        options = {"out": out, "device": "cpu", "checks": False, "shows_progress": True}
+        with restore_signal_handlers():
+            stopped = train_run(read_config(config, [SHORT]), **options)
+    assert (stopped.stopped_by, stopped.exit_code, saved_step(out)) == (signal.SIGTERM, 143, 0)
+    assert "SIGTERM: saving before the first step; the same again ends at once\n" in capsys.readouterr().err
+    assert sightline.train_run(config, [SHORT], out=out, device="cpu", resume="auto", checks=False).is_finished
+    assert differences(unbroken, out) == []
+
+
+def test_a_check_ends_where_a_signal_comes(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No rule after it judges, the state of step 0 is saved, and the run records that its check is not complete."""
+    out = tmp_path / "run"
+
+    def judge(built: Any, world: Any, examination: Any) -> list[Finding]:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the check went on")
+
+    monkeypatch.setattr(suite, "run_quick", judge)
+    with restore_signal_handlers():
+        stopped = train_run(read_config(config, [SHORT]), out=out, device="cpu", shows_progress=True)
+    assert (stopped.stopped_by, saved_step(out)) == (signal.SIGINT, 0)
+    assert "SIGINT: ending the check, saving before the first step; the same" in capsys.readouterr().err
+    assert json.loads((out / "environment.json").read_text())["checked"] is False
 
 
 def test_an_error_of_the_checks_keeps_a_run_from_starting(

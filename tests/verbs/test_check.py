@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sightline.verbs import output
+from sightline.draw import progress_line
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
@@ -20,15 +20,15 @@ from tests.limits import HANG_S
 
 def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As if two seconds were 20 ms: lines of a stream, or one line of a terminal that is removed at the end."""
-    monkeypatch.setattr(output, "_QUIET_S", 0.02)
-    monkeypatch.setattr(output, "_PLAIN_PAUSE_S", 60)
-    monkeypatch.setattr(output, "_LIVE_PAUSE_S", 0.01)
+    monkeypatch.setattr(progress_line, "QUIET_S", 0.02)
+    monkeypatch.setattr(progress_line, "PLAIN_PAUSE_S", 60)
+    monkeypatch.setattr(progress_line, "LIVE_PAUSE_S", 0.01)
     for is_live in (False, True):
-        monkeypatch.setattr(output, "wants_live", lambda *_, is_live=is_live: is_live)
+        monkeypatch.setattr(progress_line, "wants_live", lambda *_, is_live=is_live: is_live)
         asked, begun = threading.Event(), iter([0.0])
         clock = SimpleNamespace(monotonic=lambda begun=begun: next(begun, 0.3))
-        monkeypatch.setattr(output, "time", clock)
-        with output.show_progress("check", lambda asked=asked: asked.set() or "a\nb, 2 of 9 checks"):
+        monkeypatch.setattr(progress_line, "time", clock)
+        with progress_line.show_progress("check", lambda asked=asked: asked.set() or "a\nb, 2 of 9 checks"):
             assert asked.wait(HANG_S)
         shown = capsys.readouterr()
         assert shown.out == ""
@@ -41,8 +41,8 @@ def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_a_short_check_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(output, "_QUIET_S", HANG_S)
-    with output.show_progress("check", lambda: "a"):
+    monkeypatch.setattr(progress_line, "QUIET_S", HANG_S)
+    with progress_line.show_progress("check", lambda: "a"):
         pass
     assert capsys.readouterr() == ("", "")
 

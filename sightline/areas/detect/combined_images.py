@@ -7,7 +7,7 @@ are: a combined image is trained on, never scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,10 @@ class Mosaic(BoxCroppingTransform):
         self.probability = probability
         self.until_epoch = _until(plain_share, num_epochs)
         self.fill = fill
+
+    @classmethod
+    def size_arguments(cls, stated: Mapping[str, Any], *, height: int, width: int) -> dict[str, Any]:
+        return {"height": height, "width": width}
 
     def __call__(
         self,

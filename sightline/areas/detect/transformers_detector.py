@@ -57,8 +57,6 @@ _NOT_OF_NETWORK = frozenset(
     "tie_word_embeddings transformers_version use_focal_loss".split()
 )
 """Values of the library's config that two networks may differ in, and the same weights fit both."""
-_MULTIPLE = 32
-"""Stride of the coarsest map."""
 _CLASS_LAYERS = ("class_embed.", "enc_score_head.", "denoising_class_embed.")
 """Beginnings of the names, within their module, of layers with a row for each class."""
 
@@ -90,6 +88,7 @@ class TransformersDetector(Model):
 
     tasks = frozenset({"detect_set"})
     transform_defaults: ClassVar = {"normalize_image": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}}
+    image_multiple = 32  # stride of the coarsest map
     targets = frozenset({"boxes", "label", "is_ignored", "box_offsets"})
 
     def __init__(self, *, num_classes: int, class_names: tuple[str, ...] = (), network: dict[str, Any]) -> None:
@@ -119,10 +118,10 @@ class TransformersDetector(Model):
         before it, are 0. Ignored boxes are left out, so that their regions count as background.
         """
         assert_images(image, channels=3)
-        if any(side % _MULTIPLE for side in image.shape[2:]):
+        if any(side % self.image_multiple for side in image.shape[2:]):
             raise ValueError(
                 f"image: found {image.shape[2]} x {image.shape[3]} pixels, transformers_detector takes multiples of "
-                f"{_MULTIPLE}; set height and width of fit_image"
+                f"{self.image_multiple}; set height and width of fit_image"
             )
         config = self.network.config
         if (num_positions := sum(math.prod(side // s for side in image.shape[2:]) for s in config.feat_strides)) < (

@@ -8,7 +8,8 @@ that leave the image keep their place or are clipped; what little is left of one
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,6 +76,14 @@ class FitImage(Transform):
         self.short_px, self.long_px = short_px, long_px
         self.fill = fill
         self.facts = {"image_size_px": (width, height)}
+
+    @classmethod
+    def size_arguments(cls, stated: Mapping[str, Any], *, height: int, width: int) -> dict[str, Any]:
+        if stated.get("mode") == "short_side":
+            raise ConfigError(
+                "fit_image of mode short_side has sizes of each side: set short_px, long_px and the canvas"
+            )
+        return {"height": height, "width": width}
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         height, width = image.shape[1:3]
@@ -257,6 +266,10 @@ class TurnImage(BoxCroppingTransform):
         self.degrees, self.shear_degrees = degrees, shear_degrees
         self.scale, self.shift = scale, shift
         self.fill = fill
+
+    @classmethod
+    def size_arguments(cls, stated: Mapping[str, Any], *, height: int, width: int) -> dict[str, Any]:
+        return {"canvas": [height, width]} if stated.get("canvas") is not None else {}
 
     def __call__(
         self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor, label: Tensor, is_ignored: Tensor

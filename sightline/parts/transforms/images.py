@@ -7,7 +7,8 @@ element by element, so that it gets the same bits alone and in any batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ class ResizeImage(Transform):
 
     def __init__(self, *, size_px: Count = 224) -> None:
         self.size_px = size_px
+
+    @classmethod
+    def size_arguments(cls, stated: Mapping[str, Any], *, height: int, width: int) -> dict[str, Any]:
+        if height != width:
+            raise ConfigError(f"resize_image makes squares, not {width}x{height}")
+        return {"size_px": height}
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)

@@ -24,6 +24,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.boxes.detections import ImageRef, SetIndex
 from sightline.store.boxes.image_listing import plan_image_set, survey_images
 from sightline.store.boxes.label_table import CategoryIds, FaultPolicy, LabelFormat
+from sightline.store.boxes.photo_bases import WITHOUT_WEIGHTS
 from sightline.store.boxes.photo_orientation import OrientationRule
 from sightline.store.boxes.records import BoxRecord, box_facts, make_sample
 from sightline.store.files.image_files import read_image
@@ -156,6 +157,10 @@ OtherClasses = Literal["left_out", "ignored"]
 """Treatment of boxes of classes that a config does not choose."""
 
 
+_TEST_SHARE = 0.2
+"""Of photos whose parts nothing states."""
+
+
 class LabelledImages(PreparedRows):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
@@ -168,7 +173,7 @@ class LabelledImages(PreparedRows):
     label_format: ClassVar[LabelFormat]
     regions: ClassVar[tuple[str, ...]] = ()
     """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
-    preset = "detect/photos_scratch"
+    preset = WITHOUT_WEIGHTS
     printed = ("layout", "differences")
     forms: ClassVar[Mapping[str, ColumnForm]] = {
         **dict.fromkeys(("boxes", "full", "visible", "head"), BOXES),
@@ -193,7 +198,7 @@ class LabelledImages(PreparedRows):
         other_classes: OtherClasses = "left_out",
         ignore_below_px: NonNegativeFloat = 0.0,
         tested: tuple[str, ...] = (),
-        test_share: FractionBelowOne = 0.2,
+        test_share: FractionBelowOne = _TEST_SHARE,
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
@@ -295,6 +300,12 @@ class LabelledImages(PreparedRows):
         manifest = prepared.manifest
         canvas = manifest.get("proposed_canvas", {}).get("for_config", "")
         return [f"data.classes={format_inline(manifest['classes']['names'])}", *shlex.split(canvas)]
+
+    @classmethod
+    def count_photos(cls, prepared: PreparedSet) -> int:
+        """Return the number of photos to train on, by which the base of a config is chosen."""
+        counts = prepared.manifest["statistics"]["images"]
+        return int(counts["train"]) if "train" in counts else round((1 - _TEST_SHARE) * counts.get("all", 0))
 
     def _read_column(self, index: int, column: str) -> np.ndarray:
         split, row = self._locate(index)

@@ -77,19 +77,13 @@ _SMALLEST_BOX_PX = 16.0
 _MIN_LONG_PX, _MAX_LONG_PX = 320, 1344
 _MULTIPLE = 32
 """Stride of the coarsest level that backbones compute."""
-_WORDS = (
-    "transforms.train.0.height={height} transforms.train.0.width={width} "
-    "'transforms.train.1.canvas=[{height}, {width}]' "
-    "transforms.evaluate.0.height={height} transforms.evaluate.0.width={width}"
-)
-"""Positions of `mosaic`, `turn_image` and `fit_image` in the presets `configs/detect/photos_*.yaml`."""
 
 
 def propose_canvas(sizes_px: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     """Propose height and width from image sizes (N, 2), height first, and corners of boxes (B, 4) in their pixels.
 
     The canvas has the images' median ratio of sides. It is as small as nine of ten boxes allow, never larger than the
-    images, and its sides are multiples of 32. Returns also the overrides of the presets; {} without boxes.
+    images, and its sides are multiples of 32. Returns also the override of a config; {} without boxes.
     """
     sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1))
     sides = sides[sides > 0]
@@ -103,7 +97,7 @@ def propose_canvas(sizes_px: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     return {
         **canvas,
         "small_box_px": round(small * scale, 1),
-        "for_config": _WORDS.format(**canvas),
+        "for_config": "imgsz={width}x{height}".format(**canvas),
     }
 
 

@@ -23,17 +23,32 @@ TRAINING = Remedy("the steps of the training", "`sightline train` judges its ste
 class RunExamination(Examination):
     """Findings on a run and judgements of rules, in the `seconds` of processor time that they took.
 
-    `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now. `budget_s` is the
+    `gaps` are sentences on what of this run no rule covered. `subject` is being examined now, by the rule `num_judged`
+    of so many. `budget_s` is the
     processor time for relations of the model; None is that of the kind of check, which nobody can change. With
     `is_watched`, the steps of the run are judged while it trains, or were. `reaching` is what reaches its losses.
     """
 
     gaps: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    doing: str = "reads the data and builds the model"
+    subject: str = "reads the data and builds the model"
+    num_judged: tuple[int, int] | None = None
     budget_s: float | None = None
     is_watched: bool = False
     reaching: Reaching | None = None
+
+    @property
+    def doing(self) -> str:
+        """What is being examined now, and by how many of its rules it has been."""
+        return self.subject + ("" if self.num_judged is None else ", rule {} of {}".format(*self.num_judged))
+
+    def turn_to(self, subject: str) -> None:
+        """State what is examined from now on."""
+        self.subject, self.num_judged = subject, None
+
+    def note_rule(self, num_judged: int, num_rules: int) -> None:
+        """State the numbers of rules that judged and of all."""
+        self.num_judged = (num_judged + 1, num_rules)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""

@@ -73,7 +73,9 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
         given["chance_source"] = lambda: measure_chances(context.built, trained.load())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)
+        examination = examine(
+            Evidence(given, math.inf), declared=context.config.checks.skip, progress=context.examination.note_rule
+        )
     context.examination.judgements += examination.judgements
     return examination, _locate_all(examination, context, otherwise="data")
 
@@ -92,7 +94,12 @@ def examine_relations(context: Context) -> list[Finding]:
     declared, is_quick = skipped | _JUDGED_OTHERWISE, context.is_quick
     budget_s = _get_budget_s(context)
     examination = examine_subject(
-        subject, declared=declared, budget_s=budget_s, is_patient=not is_quick, is_counted=is_quick
+        subject,
+        declared=declared,
+        budget_s=budget_s,
+        is_patient=not is_quick,
+        is_counted=is_quick,
+        progress=context.examination.note_rule,
     )
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged

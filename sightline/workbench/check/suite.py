@@ -98,11 +98,11 @@ def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:
     assert_known(context.config)
     whole, started_s = context.examination, time.process_time()
     with _preserve_run_state(context.built):
-        whole.doing = "judges the data, the first step and the evaluation"
+        whole.turn_to("judges the data, the first step and the evaluation")
         examined, findings = examine_run(context, is_deep=is_deep)
         findings += [] if any(each.severity == "error" for each in findings) else _list_failed(examined)
         if context.world.size == 1 and context.dry_run.is_sound:
-            whole.doing = "asks the relations of the model and the losses"
+            whole.turn_to("asks the relations of the model and the losses")
             known = {cause for finding in findings if finding.severity != "note" for cause in finding.causes}
             findings += [each for each in examine_relations(context) if known.isdisjoint(each.causes)]
     whole.reaching = vars(context).get("reaching")

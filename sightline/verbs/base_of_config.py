@@ -1,0 +1,65 @@
+"""Words on the base of a config that is written for a user's own data: why it, its weights, its time, the ways out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sightline.config.reader import read_config
+from sightline.contract.errors import UserError
+from sightline.published.known_weights import find_known, find_on_machine, is_remote
+from sightline.store.boxes.photo_bases import MEASURED_ON, OF_RANDOM_WEIGHTS, SECONDS, WITHOUT_WEIGHTS, PhotoBase
+
+
+def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chosen: PhotoBase | None) -> Iterator[str]:
+    """Yield lines on the base of a config for photos, and what a user can do without it; the network is not asked.
+
+    `overrides` are those of the written config, `chosen` is the row of the table if the user named no base.
+    """
+    try:
+        config = read_config(Path(base), [*overrides])
+    except UserError:
+        return  # what is wrong is said where the config is read or trained
+    yield f"builds on {base}" + ("" if chosen is None else f": {_describe_choice(chosen, num_photos)}")
+    if base != WITHOUT_WEIGHTS:
+        yield OF_RANDOM_WEIGHTS
+    if config.init is not None:
+        yield describe_weights(config.init.source)
+    fit = next((block.arguments for block in config.transforms.evaluate if block.name == "fit_image"), None)
+    if fit is not None and config.train.epochs:
+        size = f"{fit['width']}x{fit['height']}"
+        yield _describe_time(base, num_photos, config.train.epochs, fit["height"] * fit["width"], size)
+    if config.init is not None:
+        yield f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, or a file of your own: init.from=FILE"
+
+
+def describe_weights(name: str) -> str:
+    """Describe initial weights by what is known without a network: bytes, licence, extra, and where their file lies."""
+    row = find_known(name) if is_remote(name) else None
+    if row is None:
+        place = "is fetched" if is_remote(name) else ("is there" if Path(name).exists() else "is not there")
+        return f"its weights: {name}, which {place}"
+    path = find_on_machine(name)
+    fetch = f"not on this machine: fetched by the training, or beforehand: sightline weights fetch {shlex.quote(name)}"
+    extra = f"needs pip install 'sightline[{row.extra}]'" if row.extra else "needs no extra"
+    return (
+        f"its weights: {name}, {row.megabytes:g} MB, licence: {row.licence}; {extra}; "
+        f"{fetch if path is None else f'on this machine: {path}'}"
+    )
+
+
+def _describe_choice(row: PhotoBase, num_photos: int) -> str:
+    than = "" if row.num_photos is None else f", fewer than {row.num_photos:,}"
+    return f"{num_photos:,} photos to train on{than}; {row.reason}"
+
+
+def _describe_time(base: str, num_photos: int, epochs: int, num_pixels: int, size: str) -> str:
+    """Describe the time of a training by the measured time of a photo, which grows with its pixels."""
+    if base not in SECONDS:
+        return f"its time: {epochs} epochs at {size}; not measured"
+    minutes = SECONDS[base] * num_photos * epochs * num_pixels / 320**2 / 60
+    return (
+        f"its time: {epochs} epochs of {num_photos:,} photos at {size} are some {minutes:,.0f} minutes of one core "
+        f"({MEASURED_ON}: {SECONDS[base]:g} s a photo of 320x320), evaluations not counted"
+    )
