@@ -52,9 +52,10 @@ def test_tiles_cover_a_side_and_share_the_overlap_and_are_the_fewest_that_do(siz
 
 
 def test_tiles_of_a_photo_are_its_rows_of_windows_by_hand() -> None:
-    first, second = tile_levels(50, 130, size_px=60, overlap=0.0)
-    assert first.tolist() == [[0, 0, 60, 50], [35, 0, 95, 50], [70, 0, 130, 50]]
-    assert second.tolist() == [[0, 0, 120, 50], [10, 0, 130, 50]]
+    first, second = tile_levels(50, 240, size_px=60, overlap=0.0)
+    assert first.tolist() == [[0, 0, 60, 50], [60, 0, 120, 50], [120, 0, 180, 50], [180, 0, 240, 50]]
+    assert second.tolist() == [[0, 0, 120, 50], [120, 0, 240, 50]]
+    assert len(tile_levels(50, 239, size_px=60, overlap=0.0)) == 1
     assert tile_levels(50, 60, size_px=60, overlap=0.0) == []
 
 
@@ -198,7 +199,7 @@ def merge_plainly(passes: list[list[list[float]]], levels: list[list[list[int]]]
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_are_merged_as_a_plain_loop_merges_them(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    height, width = (int(side) for side in generator.integers(70, 220, 2))
+    height, width = (int(side) for side in generator.integers(70, 300, 2))
     levels = [windows.tolist() for windows in tile_levels(height, width, size_px=SIZE, overlap=OVERLAP)]
 
     def draw(window: Sequence[int], count: int) -> Tensor:

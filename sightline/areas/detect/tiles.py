@@ -41,12 +41,12 @@ def tile_starts(length: int, *, size_px: int, overlap: float) -> list[int]:
 def tile_levels(height: int, width: int, *, size_px: int, overlap: float) -> list[Tensor]:
     """Return the tiles of an image, level by level: left, top, right, bottom (T, 4) int64 in its pixels, row by row.
 
-    Tiles of the first level have `size_px`, and of each next one twice the size, as long as that is less than the
-    longer side of the image; none for an image that is no larger than a tile.
+    Tiles of the first level have `size_px`, and of each next one twice the size, up to half of the longer side of the
+    image; none for an image that is no larger than a tile.
     """
     levels = []
     border = torch.tensor([width, height, width, height])
-    while size_px < max(height, width):
+    while size_px < max(height, width) and (not levels or 2 * size_px <= max(height, width)):
         rows, columns = (tile_starts(length, size_px=size_px, overlap=overlap) for length in (height, width))
         corners = [(left, top, left + size_px, top + size_px) for top in rows for left in columns]
         levels.append(torch.tensor(corners).minimum(border))
