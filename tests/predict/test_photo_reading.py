@@ -46,7 +46,7 @@ def test_a_photo_stays_whole_numbers_up_to_the_network(run: TrainedRun, photo: P
     predictor = build_predictor(run)
     sample = predictor.read(photo).sample
     info = run.files.inputs
-    outside = split_transforms(run.transforms).outside  # what is done before an exported file
+    outside = split_transforms(run.transforms, run.model).outside  # what is done before an exported file
     before_file = transform_samples([sample], [KEY], outside, info)["image"]
     assert before_file.dtype == torch.uint8
     network = transform_samples([sample], [KEY], run.transforms, info)["image"]
