@@ -44,7 +44,7 @@ def tile_levels(height: int, width: int, *, size_px: int, overlap: float) -> lis
     Tiles of the first level have `size_px`, and of each next one twice the size, up to half of the longer side of the
     image; none for an image that is no larger than a tile.
     """
-    levels = []
+    levels: list[Tensor] = []
     border = torch.tensor([width, height, width, height])
     while size_px < max(height, width) and (not levels or 2 * size_px <= max(height, width)):
         rows, columns = (tile_starts(length, size_px=size_px, overlap=overlap) for length in (height, width))
