@@ -221,5 +221,8 @@ class Evidence:
         most_s = 3 * self.seconds[_FIRST] * self._min_passes
         if most_s > self.budget_s:
             level = logging.WARNING if most_s > _LONG_S else logging.INFO
-            words = "a pass of the model takes some %.2g s: its check may take up to %.0f s of processor time"
+            words = (
+                "a pass of the model takes some %.2g s: its check may take up to %.0f s of processor time; a smaller "
+                "batch takes less"
+            )
             logger.log(level, words, most_s / self._min_passes, most_s)

@@ -211,6 +211,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "damaged labels": (lambda s: damage(s, "labels/0001.txt", "1 2 3\n"), "0001.txt:1: has 3 columns"),
     "no labels": (lambda s: shutil.rmtree(s / "labels"), "none of 3 clouds has labels of its name"),
+    "KITTI's folders": (
+        lambda s: [
+            (s / "labels").rename(s / "label_2"),
+            (s / "points").rename(s / "velodyne"),
+            damage(s, "label_2/0001.txt", "1 2"),
+        ],
+        "laid out as KITTI's objects: kitti_boxes3d --from",
+    ),
     "no clouds": (lambda s: shutil.rmtree(s / "points"), "no cloud"),
     "a damaged cloud": (lambda s: damage(s, "points/0001.npy", "x"), "0001.npy"),
 }

@@ -90,7 +90,7 @@ def list_frames(root: Path, *, unlabelled: str) -> Listing:
         paired.add(cloud)
     if faults:
         more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
-        raise DataError.from_lines([*faults[:_MAX_FAULTS], *more])
+        raise DataError.from_lines([*faults[:_MAX_FAULTS], *more, *_name_kitti(root)])
     notes = _note_others(files, paired, unlabelled)
     if unlabelled == "no_boxes":
         frames += [
@@ -100,10 +100,23 @@ def list_frames(root: Path, *, unlabelled: str) -> Listing:
         ]
     if not frames:
         raise DataError(
-            f"{root}: none of {len(files.clouds)} clouds has labels of its name ({', '.join(LABEL_SUFFIXES)}); it "
-            f"needs {_LAYOUTS}"
+            "; ".join(
+                [
+                    f"{root}: none of {len(files.clouds)} clouds has labels of its name ({', '.join(LABEL_SUFFIXES)})",
+                    f"it needs {_LAYOUTS}",
+                    *_name_kitti(root),
+                ]
+            )
         )
     return _divide(root, frames, notes)
+
+
+def _name_kitti(root: Path) -> list[str]:
+    """Name the reader of KITTI's own folders, for a folder that is one, holds one or lies in one."""
+    for folder in (root, root / "training", root.parent):
+        if (folder / "velodyne").is_dir() and (folder / "label_2").is_dir():
+            return [f"{folder} is laid out as KITTI's objects: kitti_boxes3d --from {escape_to_one_line(str(folder))}"]
+    return []
 
 
 def _sort_files(root: Path) -> _Files:
