@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from sightline.engine.distributed import World
-from tests.command import succeed
-from tests.command import without_progress
+from tests.command import succeed, without_progress
 from tests.processes import ROOT, free_port
 from tests.runs.broken_off import Bench, assert_all_end, differences, run_forked
 from tests.runs.lidar_steps import run_steps
