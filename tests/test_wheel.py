@@ -18,7 +18,7 @@ from sightline.config import read_config
 from sightline.config.shipped import copy_shipped, shipped_configs
 from sightline.contract.errors import UserError
 from tests.bare import list_modules_beside, write_bare_site
-from tests.command import run_here
+from tests.command import run_here, without_progress
 from tests.doc_blocks import blocks_of
 from tests.marks import long_but
 
@@ -256,7 +256,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
     assert NAME in listed
     assert copied[:-1] == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
     assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
-    assert done.stderr.split("\n$ ")[-1].split("\n", 1)[1] == (
+    assert without_progress(done.stderr.split("\n$ ")[-1].split("\n", 1)[1]) == (
         "error: log.tensorboard needs the package 'tensorboard': pip install 'sightline[tensorboard]'\n"
     )
     assert not (tmp_path / "logged").exists()

@@ -257,7 +257,7 @@ def _stages(work: Path) -> None:
             text = said("view", HANDS, *FEW[:3], *_CUBES[1:], augmented, *options)
             for stage in ("train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"):
                 assert stage in text
-            assert "21 of 21 joints inside" in text
+            assert "21 of 21 joints are in the cube" in text
     (first,), (second,) = ([p.read_bytes() for p in (work / str(epoch)).glob("*.png")] for epoch in (0, 1))
     is_same = first == second
     assert not is_same, "both epochs have the same picture"

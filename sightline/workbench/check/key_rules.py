@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -194,7 +195,8 @@ def drawn_evaluation(redrawn_reads: list[RedrawnRead]) -> Iterator[Fault]:
 
 def _adds_views(reader: BatchReader, number: int) -> bool:
     """Return True if a transform makes further fields: views of a sample are drawn."""
-    return bool(getattr(getattr(reader.transforms.functions[number].function, "__self__", None), "adds", ()))
+    transform = getattr(reader.transforms.functions[number].function, "__self__", None)
+    return isinstance(transform, Transform) and bool(transform.adds)
 
 
 @rule(
