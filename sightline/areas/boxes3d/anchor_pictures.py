@@ -31,7 +31,7 @@ def show_anchors(
     """
     boxes = torch.tensor(table.boxes)
     num_anchors = np.bincount(matched[matched >= 0].numpy(), minlength=len(table))
-    best, anchor = _find_best(boxes, torch.tensor(table.label), anchors, assigner)
+    best, anchor = (found.numpy() for found in assigner.find_best(anchors.boxes, boxes, torch.tensor(table.label)))
     positive = np.array([*anchors.positive, np.inf])[table.label]
     is_counted = ~table.is_ignored & (table.label >= 0)
     has_none, is_weak = is_counted & (num_anchors == 0), is_counted & (num_anchors > 0) & (best < positive)
@@ -68,16 +68,3 @@ def show_anchors(
         f"{is_weak.sum()} found by the best anchor alone"
     )
     return Picture("boxes by their anchors", draw_layers(points, layers), caption, is_drawing=True), report
-
-
-def _find_best(
-    boxes: Tensor, labels: Tensor, anchors: Anchors, assigner: AnchorAssigner
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest overlap (M,) of each box with an anchor of its class, and that anchor (M,); 0 of no class."""
-    best, anchor = np.zeros(len(boxes)), np.zeros(len(boxes), dtype=np.int64)
-    for number in range(len(anchors.positive)):
-        rows, own = (anchors.label == number).nonzero().flatten(), (labels == number).nonzero().flatten()
-        if len(own):
-            values, places = assigner.measure(anchors.boxes[rows], boxes[own]).max(dim=0)
-            best[own.numpy()], anchor[own.numpy()] = values.numpy(), rows[places].numpy()
-    return best, anchor

@@ -156,6 +156,19 @@ class AnchorAssigner(Assigner):
         )
         self.measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
 
+    def find_best(self, anchors: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the largest overlap (M,) of each box (M, 7) with anchors (A, 7) of its class, and which that is (M,).
+
+        Both are 0 for boxes of none of the classes. For pictures and checks: on a device, it waits.
+        """
+        best, place = anchors.new_zeros(len(boxes)), torch.zeros_like(labels, dtype=torch.int64)
+        for number, rows in enumerate(self.rows):
+            own = (labels == number).nonzero().flatten()
+            if len(own):
+                best[own], chosen = self.measure(anchors[rows], boxes[own].to(anchors)).max(dim=0)
+                place[own] = rows[chosen]
+        return best, place
+
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:
         """Match the anchors (A, 7) with boxes (M, 7) of classes `labels` (M,); -1 is none."""
         if not is_on_host(boxes):  # where boxes of a class are not counted: those of others overlap nothing

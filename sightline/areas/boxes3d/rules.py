@@ -81,11 +81,7 @@ def _collect(task: Detect3d, batch: Batch, *, first: int) -> tuple[Tensor, ...]:
     frame = first + torch.arange(len(counts)).repeat_interleave(counts)
     is_searched = ~is_ignored & (label >= 0) & task.is_within(boxes)
     anchors, assigner = task.get_anchors(boxes.device)
-    best = torch.zeros(len(boxes), dtype=torch.float64)
-    for number in range(len(task.class_names)):
-        rows = (is_searched & (label == number)).nonzero().flatten()
-        if len(rows):
-            best[rows] = assigner.measure(anchors.boxes[anchors.label == number], boxes[rows]).amax(dim=0).double()
+    best, _ = assigner.find_best(anchors.boxes, boxes, torch.where(is_searched, label, -1))
     return frame, boxes, label, is_ignored, is_searched, best
 
 
