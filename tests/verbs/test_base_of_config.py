@@ -80,7 +80,7 @@ def test_what_is_said_before_anything_is_trained(photos: Path, monkeypatch: pyte
         "own0.yaml: random weights find next to nothing after so few: AP50 0.012, 0.025 and 0.014",
         "own0.yaml: its weights: torchvision://RetinaNet_ResNet50_FPN_Weights.COCO_V1, 136.6 MB, licence: ",
         "; needs no extra; not on this machine: fetched by the training, or beforehand: sightline weights fetch torch",
-        "own0.yaml: its time: 20 epochs of 4 photos at 64x64 are some 0 minutes of one core (on an AMD EPYC: 1.5 s a",
+        "own0.yaml: its time: 20 epochs of 4 photos at 64x64 are some 0 minutes of one core (on an Intel Xeon: 1.5 s a",
         "own0.yaml: without these weights: --base photos_scratch, or a file of your own: init.from=FILE",
     ):
         assert text in told

@@ -30,7 +30,7 @@ random weights come as far as pre-trained ones. Source: He et al. 2019, Rethinki
 
 SECONDS = {"detect/photos_finetune": 1.5, "detect/photos_imagenet": 0.5, "detect/photos_scratch": 0.4}
 """Processor time of one photo of 320 x 320 pixels in an epoch: the median of 3 training steps of 4, in one thread."""
-MEASURED_ON = "on an AMD EPYC"
+MEASURED_ON = "on an Intel Xeon"
 
 
 def choose_base(num_photos: int) -> PhotoBase:
