@@ -12,7 +12,7 @@ import pytest
 from sightline.areas.scans.sets.azimuth_step import measure_step, ring_differences
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 
-_BEAMS = np.radians(np.linspace(10, -20, 16))
+_BEAMS = np.radians(np.linspace(10, -20, 8))
 
 
 class Turn(NamedTuple):
