@@ -151,6 +151,27 @@ def _spread(typing_context: Any, number: Any, lanes: Any) -> Any:
     return lanes(lanes.dtype, lanes), emit
 
 
+@intrinsic
+def add_product(typing_context: Any, total: Any, number: Any, values: Any) -> Any:
+    """Emit a fused multiply-add."""
+    assert total == values, f"a product of {values} cannot be added to {total} in one rounding"
+    assert number == values.dtype, f"found a factor of {number}, expected {values.dtype}"
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, factor, lanes = arguments
+        first, order = ir.Constant(ir.IntType(32), 0), ir.VectorType(ir.IntType(32), LANES)
+        start = builder.insert_element(ir.Constant(lanes.type, ir.Undefined), factor, first)
+        spread = builder.shuffle_vector(
+            start, ir.Constant(lanes.type, ir.Undefined), ir.Constant(order, [0] * LANES)
+        )
+        kind = lanes.type
+        name = f"llvm.fma.v{LANES}f{8 * context.get_abi_sizeof(kind.element)}"
+        fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        return builder.call(fused, [spread, lanes, sums])
+
+    return total(total, number, values), emit
+
+
 def _overload_operator(operation: Callable[..., Any], instruction: str) -> None:
     """Make an operator of two lanes, or of lanes and a number on either side."""
 

@@ -214,10 +214,10 @@ def cpu_autocast_dtype(values: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if is_lowered else None
 
 
-def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> bool:
+def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None, of_indices: bool = False) -> bool:
     """Return True if kernels can take these tensors: numba is installed, and all are on the CPU, of float32 or float64.
 
-    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. Under torch.compile,
+    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. A kernel `of_indices` needs none. Under torch.compile,
     torch.export and the transforms of torch.func, and while TorchScript records, the result is False: kernels are
     opaque to them.
     """
@@ -226,7 +226,7 @@ def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> b
     dtypes = {tensor.dtype for tensor in tensors}
     if extra_dtype is not None and torch.float32 in dtypes:
         dtypes -= {extra_dtype}
-    return dtypes in _NUMBA_DTYPES and all(tensor.is_cpu for tensor in tensors)
+    return (dtypes in _NUMBA_DTYPES or (of_indices and not dtypes)) and all(tensor.is_cpu for tensor in tensors)
 
 
 def widen_in_parts(values: Tensor, dtype: torch.dtype, offset: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:

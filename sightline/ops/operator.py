@@ -138,13 +138,13 @@ class Operator(Generic[P, R]):
         return function
 
     def cpu_kernel(self, function: Callable[..., R]) -> Callable[..., R]:
-        """Decorate the kernel of CPUs, for tensors of float32, or all of float64."""
+        """Decorate the kernel of CPUs, for tensors of float32, or all of float64; of indices, also for such alone."""
 
         def run(*arguments: Any) -> R:
             arguments = _detach(arguments)
             self._check(*arguments)
             floats = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
-            is_taken = can_use_numba(*floats, extra_dtype=self._extra_dtype)
+            is_taken = can_use_numba(*floats, extra_dtype=self._extra_dtype, of_indices=not self.differentiable)
             if not is_taken:
                 report_missing_numba()
             form: Callable[..., R] = function if is_taken else self.plain

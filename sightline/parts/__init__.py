@@ -21,7 +21,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },
-    "models": {"models.image_classifier": "image_classifier"},
+    "models": {"models.image_classifier": "image_classifier", "models.voxel_unet": "minkunet spunet"},
     "public": {
         "boxes.assigner": "Assigner Assignment PriorPredictions",
         "boxes.padded": "PaddedBoxes",

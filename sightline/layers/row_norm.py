@@ -1,0 +1,90 @@
+"""Batch norm over the rows of a table that may be filled up, with sums in an order that nothing changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
+from sightline.ops.segments.ordered_sums import ordered_sum
+from sightline.ops.waits import is_recording, is_transformed
+
+
+def normalise_rows(norm: nn.BatchNorm1d, values: Tensor, num_rows: int) -> Tensor:
+    """Normalise the first `num_rows` rows of values (N, C) as `norm` does, over all processes: (N, C).
+
+    Rows after them count nowhere, may be anything, and become 0. Output, gradients and running statistics have the same
+    bits for any N and any number of threads. Values in half precision are normalised in float32. It has no second
+    derivative. Raises ValueError for a single row in training.
+    Source: Ioffe and Szegedy 2015, algorithm 1, and section 3 for the gradient.
+    """
+    if is_recording() or is_transformed():  # neither looks into a function with a backward of its own
+        normed: Tensor = norm(values[:num_rows])
+        return nn.functional.pad(normed, (0, 0, 0, values.shape[0] - num_rows))
+    with torch.no_grad():
+        wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        sums = None
+        if uses_batch_statistics(norm):
+            origin = (ordered_sum(wide, num_rows) / max(1, num_rows)).to(wide.dtype)
+            centred = wide - origin
+            total, squares = ordered_sum(centred, num_rows), ordered_sum(centred.square_(), num_rows)
+            sums = ShiftedSums(origin, total, squares, num_rows)
+        statistics = normalisation_statistics(norm, sums, wide.dtype)
+    result: Tensor = _NormaliseRows.apply(values, norm.weight, norm.bias, num_rows, *statistics, norm)
+    return result
+
+
+class _NormaliseRows(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        num_rows: int,
+        count: Tensor | int | None,
+        mean: Tensor,
+        inverse_deviation: Tensor,
+        norm: nn.BatchNorm1d,
+    ) -> Tensor:
+        scale = inverse_deviation * weight.to(mean.dtype)
+        normed = (values.to(mean.dtype) - mean).mul_(scale).add_(bias.to(mean.dtype))
+        normed[num_rows:] = 0
+        ctx.save_for_backward(values, mean, inverse_deviation, scale)
+        ctx.num_rows, ctx.count, ctx.norm = num_rows, count, norm
+        return normed.to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        values, mean, inverse_deviation, scale = ctx.saved_tensors
+        num_rows, wide = ctx.num_rows, gradient.to(mean.dtype)
+        centred = values.to(mean.dtype) - mean
+        to_bias = ordered_sum(wide, num_rows).to(mean.dtype)
+        to_weight = (ordered_sum(wide * centred, num_rows) * inverse_deviation).to(mean.dtype)
+        to_values = None
+        if ctx.needs_input_grad[0]:
+            constant, slope = batch_statistics_gradients(
+                ctx.norm,
+                ctx.count,
+                grad_bias=to_bias,
+                to_weight=to_weight,
+                scale=scale,
+                inverse_deviation=inverse_deviation,
+            )
+            to_values = wide * scale
+            if ctx.count is not None:
+                to_values -= constant
+                to_values -= centred.mul_(slope)
+            to_values[num_rows:] = 0
+            to_values = to_values.to(values.dtype)
+        return to_values, to_weight, to_bias, None, None, None, None, None
