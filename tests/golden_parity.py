@@ -54,7 +54,7 @@ def rule_made_state(entries: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Weights drawn from a generator seeded by each key, as the README says; `tied_to` names an earlier tensor."""
     state: dict[str, Tensor] = {}
     for entry in entries:
-        key, tied_to = entry["key"], entry["tied_to"]
+        key, tied_to = entry["key"], entry.get("tied_to")
         state[key] = state[tied_to] if tied_to else _rule_made(key, entry["kind"], tuple(entry["shape"]))
     return state
 
@@ -72,6 +72,8 @@ def _rule_made(key: str, kind: str, shape: tuple[int, ...]) -> Tensor:
             value = 1 + 0.1 * draw.standard_normal(shape)
         case "vector":
             value = 0.05 * draw.standard_normal(shape)
+        case "kernel":
+            value = draw.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
         case "matrix":
             value = draw.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         case "transposed":

@@ -196,8 +196,45 @@ def _drop_zero_biases(weights: Mapping[str, Tensor], names: Sequence[str]) -> di
     return dict.fromkeys(biases)
 
 
+def _arrange_kernels(weights: Mapping[str, Tensor], library: str) -> dict[str, Tensor | None]:
+    """Bring the kernels of a library of sparse convolutions to (places, in, out), places with z fastest.
+
+    spconv has (out, x, y, z, in), and reads the memory of a kernel of size 1 as (in, out); MinkowskiEngine and
+    torchsparse have (places, in, out) with x fastest, the latter for odd sizes alone, and (in, out) for size 1.
+    A linear layer's (out, in) becomes a kernel of size 1.
+    """
+    arranged: dict[str, Tensor | None] = {}
+    for name, value in weights.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "kernel":
+            arranged[name] = None
+            arranged[f"{module}.weight"] = _arrange_places(value, library) if value.ndim == 3 else value[None]
+        elif leaf == "weight" and value.ndim == 5:
+            out_channels, *sizes, in_channels = value.shape
+            is_point = sizes == [1, 1, 1]
+            arranged[name] = (
+                value.reshape(1, in_channels, out_channels)
+                if is_point
+                else value.reshape(out_channels, -1, in_channels).permute(1, 2, 0).contiguous()
+            )
+        elif leaf == "weight" and value.ndim == 2:
+            arranged[name] = value.T[None].contiguous()
+        elif leaf == "bias" and value.ndim == 2:
+            arranged[name] = value.flatten()
+    return arranged
+
+
+def _arrange_places(kernel: Tensor, library: str) -> Tensor:
+    """Order the places (K, in, out) of a kernel with z fastest instead of x."""
+    size = round(len(kernel) ** (1 / 3))
+    if library == "torchsparse" and size % 2 == 0:
+        return kernel
+    return kernel.unflatten(0, (size, size, size)).transpose(0, 2).flatten(0, 2).contiguous()
+
+
 CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor | None]]] = {
     "add_norm_counts": _add_norm_counts,
+    "arrange_kernels": _arrange_kernels,
     "epsilon": _set_epsilon,
     "swap_groups": _swap_groups,
     "reverse_colours": _reverse_colours,

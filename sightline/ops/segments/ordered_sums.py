@@ -15,6 +15,6 @@ def ordered_sum(values: Tensor, num_rows: int) -> Tensor:
     """Add up the first `num_rows` rows of values (N, C): (C,) float64; what comes after them may be anything."""
     num_blocks = -(-num_rows // _BLOCK)
     bounds = torch.arange(num_blocks + 1, device=values.device).mul_(_BLOCK).clamp_(max=num_rows)
-    blocks, _ = scatter_rows(values[None], bounds[None], num_blocks, layout="bounds")
+    blocks, _ = scatter_rows(values[None, :num_rows], bounds[None], num_blocks, layout="bounds")
     whole = torch.tensor([[0, num_blocks]], device=values.device)
     return scatter_rows(blocks.double(), whole, 1, layout="bounds")[0][0, 0]

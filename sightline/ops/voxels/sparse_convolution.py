@@ -17,6 +17,7 @@ from torch import Tensor
 from sightline.ops.lanes import add_product, load, store, zeros_like
 from sightline.ops.numba_kernels import inlined_kernel, numba_kernel, run_parallel
 from sightline.ops.operator import operator
+from sightline.ops.segments.ordered_sums import ordered_sum
 from sightline.ops.voxels.kernel_maps import KernelMap
 from sightline.ops.waits import require
 
@@ -45,19 +46,18 @@ def sparse_convolution(values: Tensor, weight: Tensor, kernel_map: KernelMap, bi
             f"of {len(weight)} places; the map is of other voxels, or of another kernel"
         )
     kind = values.device.type
-    if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, enabled=False):
-            wide = (values.to(dtype).float(), weight.to(dtype).float()) if kind == "cpu" else (values, weight)
-            result = _convolve_voxels(wide[0].to(dtype), wide[1].to(dtype), table, reverse) if kind != "cpu" else (
-                _convolve_voxels(*wide, table, reverse).to(dtype)
-            )
-        return result if bias is None else result + bias.to(dtype)
-    result = _convolve_voxels(values, weight.to(values.dtype), table, reverse)
-    return result if bias is None else result + bias
+    if not (torch.is_autocast_enabled(kind) and values.dtype != torch.float64):
+        weight, bias = weight.to(values.dtype), None if bias is None else bias.to(values.dtype)
+        return _convolve_voxels(values, weight, bias, table, reverse)
+    dtype = torch.get_autocast_dtype(kind)
+    rounded = [None if each is None else each.to(dtype) for each in (values, weight, bias)]
+    if kind == "cpu":  # its kernel takes float32, and rounds once, at the end
+        rounded = [None if each is None else each.float() for each in rounded]
+    with torch.autocast(kind, enabled=False):
+        return _convolve_voxels(*rounded, table, reverse).to(dtype)
 
 
-def _check(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> None:
+def _check(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> None:
     for name, rows, limit in (("table", table, values.shape[0]), ("reverse", reverse, table.shape[0])):
         if rows.numel():
             require(
@@ -69,12 +69,14 @@ def _check(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> No
 
 
 @operator(check=_check)
-def _convolve_voxels(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> Tensor:
+def _convolve_voxels(
+    values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor
+) -> Tensor:
     sums = torch.zeros((table.shape[0], weight.shape[2]), dtype=_sum_dtype(values), device=values.device)
     for place in range(weight.shape[0]):
         rows = _gather(values, table[:, place])
         sums = sums + (rows @ weight[place]).to(sums.dtype)
-    return sums.to(values.dtype)
+    return (sums if bias is None else sums + bias).to(values.dtype)
 
 
 def _sum_dtype(values: Tensor) -> torch.dtype:
@@ -89,25 +91,28 @@ def _gather(values: Tensor, rows: Tensor) -> Tensor:
 
 
 @_convolve_voxels.fake
-def _(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> Tensor:
+def _(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> Tensor:
     return values.new_empty((table.shape[0], weight.shape[2]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    values, weight, _, table, reverse = inputs
+    ctx.save_for_backward(values, weight, table, reverse)
 
 
 @_convolve_voxels.gradient(_save)
 def _(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     values, weight, table, reverse = ctx.saved_tensors
-    needs_values, needs_weight = ctx.needs_input_grad[1:3]
-    to_values = _convolve_voxels(gradient.contiguous(), weight.transpose(1, 2), reverse, table) if needs_values else None
-    to_weight = _correlate_voxels(values, gradient.contiguous(), table) if needs_weight else None
-    return to_values, to_weight, None, None
+    gradient = gradient.contiguous()
+    needs_values, needs_weight, needs_bias = ctx.needs_input_grad[1:4]
+    to_values = _convolve_voxels(gradient, weight.transpose(1, 2), None, reverse, table) if needs_values else None
+    to_weight = _correlate_voxels(values, gradient, table) if needs_weight else None
+    to_bias = ordered_sum(gradient, gradient.shape[0]).to(gradient.dtype) if needs_bias else None
+    return to_values, to_weight, to_bias, None, None
 
 
 def _check_correlation(values: Tensor, gradient: Tensor, table: Tensor) -> None:
-    _check(values, gradient, table, table[:0])
+    _check(values, gradient, None, table, table[:0])
 
 
 @operator(check=_check_correlation)
@@ -127,7 +132,7 @@ def _(values: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
 
 
 @_convolve_voxels.cpu_kernel
-def _(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> Tensor:
+def _(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> Tensor:
     num_places, num_inputs, num_channels = weight.shape
     parts = -(-num_channels // _WIDTH)
     packed = weight.new_zeros((num_places, num_inputs, parts * _WIDTH))
@@ -136,7 +141,8 @@ def _(values: Tensor, weight: Tensor, table: Tensor, reverse: Tensor) -> Tensor:
     sums = np.empty((len(table), parts * _WIDTH), packed.numpy().dtype)
     arrays = values.contiguous().numpy(), packed.numpy(), table.contiguous().numpy(), sums
     run_parallel(_add_products, len(table), *arrays)
-    return torch.from_numpy(sums if sums.shape[1] == num_channels else sums[:, :num_channels].copy())
+    result = torch.from_numpy(sums if sums.shape[1] == num_channels else sums[:, :num_channels].copy())
+    return result if bias is None else result.add_(bias)
 
 
 @numba_kernel
