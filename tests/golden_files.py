@@ -27,11 +27,11 @@ WAITING: dict[str, str] = {
         (
             "voxels",
             _VOXELS,
-            "counts fn_augment fn_curves fn_fragment_vote fn_grid_sample fn_interpolate fn_kernel_maps fn_losses "
-            "fn_miou fn_patch_padding fn_serialization fn_sparse_conv fn_train_protocol frnet_small keys_minkunet34c "
-            "keys_ptv3_base_scannet keys_sonata_encoder keys_spunet_scannet keys_spvnas_minkunet minkunet_small "
-            "minkunet_spvnas_small ptv3_block_fixed ptv3_block_fixed_rpe ptv3_block_varlen ptv3_small_fixed_rpe "
-            "ptv3_small_plain ptv3_small_postnorm ptv3_small_shuffle ptv3_small_sonata ptv3_small_v151 spunet_small "
+            "fn_augment fn_curves fn_fragment_vote fn_interpolate fn_losses "
+            "fn_miou fn_patch_padding fn_serialization fn_train_protocol frnet_small "
+            "keys_ptv3_base_scannet keys_sonata_encoder "
+            "ptv3_block_fixed ptv3_block_fixed_rpe ptv3_block_varlen ptv3_small_fixed_rpe "
+            "ptv3_small_plain ptv3_small_postnorm ptv3_small_shuffle ptv3_small_sonata ptv3_small_v151 "
             "spvcnn_small",
         ),
     )

@@ -38,8 +38,7 @@ class SparseConvolution(nn.Module):
         return sparse_convolution(values, self.weight, kernel_map, self.bias)
 
     def extra_repr(self) -> str:
-        places, in_channels, out_channels = self.weight.shape
-        return f"{in_channels}, {out_channels}, size={self.size}"
+        return f"{self.weight.shape[1]}, {self.weight.shape[2]}, size={self.size}"
 
 
 class SparseConvolutionNorm(nn.Module):

@@ -161,9 +161,7 @@ def add_product(typing_context: Any, total: Any, number: Any, values: Any) -> An
         sums, factor, lanes = arguments
         first, order = ir.Constant(ir.IntType(32), 0), ir.VectorType(ir.IntType(32), LANES)
         start = builder.insert_element(ir.Constant(lanes.type, ir.Undefined), factor, first)
-        spread = builder.shuffle_vector(
-            start, ir.Constant(lanes.type, ir.Undefined), ir.Constant(order, [0] * LANES)
-        )
+        spread = builder.shuffle_vector(start, ir.Constant(lanes.type, ir.Undefined), ir.Constant(order, [0] * LANES))
         kind = lanes.type
         name = f"llvm.fma.v{LANES}f{8 * context.get_abi_sizeof(kind.element)}"
         fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)

@@ -217,9 +217,9 @@ def cpu_autocast_dtype(values: Tensor) -> torch.dtype | None:
 def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None, of_indices: bool = False) -> bool:
     """Return True if kernels can take these tensors: numba is installed, and all are on the CPU, of float32 or float64.
 
-    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. A kernel `of_indices` needs none. Under torch.compile,
-    torch.export and the transforms of torch.func, and while TorchScript records, the result is False: kernels are
-    opaque to them.
+    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. A kernel `of_indices` needs none.
+    Under torch.compile, torch.export and the transforms of torch.func, and while TorchScript records, the result is
+    False: kernels are opaque to them.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or not _has_numba():
         return False

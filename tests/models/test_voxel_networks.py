@@ -258,7 +258,10 @@ def test_translation_by_whole_coarse_voxels_changes_nothing() -> None:
 
 
 def test_order_of_points_moves_rows_alone() -> None:
-    model, batch = small().double().eval(), {k: v.double() if v.is_floating_point() else v for k, v in clouds(500).items()}
+    model, batch = (
+        small().double().eval(),
+        {k: v.double() if v.is_floating_point() else v for k, v in clouds(500).items()},
+    )
     order = torch.randperm(500, generator=torch.Generator().manual_seed(3))
     straight = model(**batch)["logits"]
     shuffled = model(points=batch["points"][order], features=batch["features"][order], offsets=batch["offsets"])
@@ -285,5 +288,9 @@ def test_a_form_holds_every_voxel_and_batches_of_one_size_share_it() -> None:
 
 
 def test_a_single_voxel_in_training_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a single voxel of 0\.8 m is left at level 4 of 5 in the whole batch \(2 of 0\.1 m came in\)"):
-        small().train()(**{name: value[:2] if name != "offsets" else torch.tensor([0, 2]) for name, value in clouds(9).items()})
+    with pytest.raises(
+        ValueError, match=r"a single voxel of 0\.8 m is left at level 4 of 5 in the whole batch \(2 of 0\.1 m came in\)"
+    ):
+        small().train()(
+            **{name: value[:2] if name != "offsets" else torch.tensor([0, 2]) for name, value in clouds(9).items()}
+        )

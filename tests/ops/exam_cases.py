@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sightline.ops.operator import OPERATORS
 
 DEVICELESS = torch.device("meta")
 
@@ -229,6 +231,33 @@ def _pillar_grid(dtype: torch.dtype, *, num_axes: int = 3) -> tuple[Any, ...]:
     points, lowest = clouds(dtype, 2, 40, 4).flatten(0, 1), torch.tensor([-1, -0.75, -2], dtype=dtype)
     points[0], points[1, 0], points[2, :2] = -50, 1e9, lowest[:2]
     return points, OFFSETS, lowest[:num_axes], torch.tensor([0.5, 0.75, 4], dtype=dtype)[:num_axes], [5, 3]
+
+
+def _cells(count: int = 80, *, is_unique: bool = True) -> tuple[Tensor, Tensor]:
+    """Cells of one cloud, and the cloud (V,) of each; some twice if they are not unique."""
+    drawn = torch.randint(0, 5, (count, 3), generator=torch.Generator().manual_seed(6))
+    cells = drawn.unique(dim=0) if is_unique else drawn
+    return cells, torch.zeros(len(cells), dtype=torch.int64)
+
+
+def _convolve(size: int, in_channels: int, out_channels: int, *, is_gradient: bool = False, count: int = 9) -> Any:
+    """Channels that are no multiple of a vector, and rows whose neighbours are missing; size 2 makes coarse voxels."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        cells, cloud = _cells(count)
+        if size == 2:
+            *_, table, reverse, num_outputs = OPERATORS["stride_table"](cells, cloud, 2, 2, 0, None)
+            table = table[: int(num_outputs)]
+        else:
+            table = OPERATORS["neighbour_table"](cells, cloud, size)
+            reverse = table.flip(1)
+        values = clouds(dtype, 1, len(cells), in_channels)[0]
+        if is_gradient:
+            return values, clouds(dtype, 1, len(table), out_channels, seed=1)[0], table
+        weight = clouds(dtype, 1, size**3, in_channels, out_channels, seed=2)[0]
+        return values, weight, clouds(dtype, 1, out_channels, 1, seed=3)[0, :, 0], table, reverse
+
+    return {"make": make, "tolerance": 1e-6, "differentiable": (0, 1) if is_gradient else (0, 1, 2)}
 
 
 @dataclass(frozen=True)
@@ -513,6 +542,19 @@ CASES = [
     ),
     OperatorCase("hard_pillars", "ragged", lambda dtype: (*_pillar_grid(dtype), 4, 7)),
     OperatorCase("dynamic_pillars", "ragged", lambda dtype: _pillar_grid(dtype, num_axes=2)),
+    OperatorCase("group_cells", "ragged", lambda dtype: (_cells(is_unique=False)[0] - 2, OFFSETS)),
+    OperatorCase("neighbour_table", "three", lambda dtype: (*_cells(), 3)),
+    OperatorCase("neighbour_table", "five, cells twice", lambda dtype: (*_cells(is_unique=False), 5)),
+    OperatorCase("stride_table", "halves", lambda dtype: (*_cells(), 2, 2, 0, None)),
+    OperatorCase("stride_table", "three of an extent", lambda dtype: (*_cells(), 3, 2, 1, [5, 4, 5])),
+    OperatorCase("convolve_voxels", "three", **_convolve(3, 2, 1)),
+    OperatorCase("convolve_voxels", "halves", **_convolve(2, 1, 3)),
+    replace(OperatorCase("convolve_voxels", "wide", **_convolve(3, 5, 18, count=400)), differentiable=()),
+    OperatorCase("correlate_voxels", "three", **_convolve(3, 2, 1, is_gradient=True)),
+    OperatorCase("correlate_voxels", "halves", **_convolve(2, 1, 3, is_gradient=True)),
+    replace(
+        OperatorCase("correlate_voxels", "wide", **_convolve(2, 34, 16, count=400, is_gradient=True)), differentiable=()
+    ),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),
     OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),

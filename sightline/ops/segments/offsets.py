@@ -163,7 +163,7 @@ def offsets_to_batch(offsets: Tensor, num_rows: int) -> Tensor:
     row = torch.arange(num_rows, device=offsets.device)
     if is_recording():
         return (offsets[:, None] <= row).sum(dim=0) - 1
-    return torch.searchsorted(offsets, row, right=True) - 1
+    return torch.searchsorted(offsets.contiguous(), row, right=True) - 1
 
 
 def offsets_of_batches(

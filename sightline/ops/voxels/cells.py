@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.ops.operator import operator
+from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.segments.offsets import assert_packed, batch_to_offsets, offsets_to_batch
 from sightline.ops.segments.sums import scatter_rows
 from sightline.ops.waits import has_values, read_list, require, send_list
@@ -63,6 +64,20 @@ class SparseVoxels(NamedTuple):
         sums, counts = scatter_rows(rows[None], self.starts[None], len(self.cells), layout="bounds")
         return (sums[0] / counts[0, :, None]).reshape(len(self.cells), *values.shape[1:])
 
+    def highest(self, values: Tensor) -> Tensor:
+        """Return the highest of each column of values (N, C) over the points of each voxel: (V, C).
+
+        Of equal ones, the first point has the gradient.
+        """
+        bounds = self.starts[None]
+        return scatter_extremes(values[self.order][None], bounds, len(self.cells), is_highest=True, layout="bounds")[0][
+            0
+        ]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Give each point the values (V, ...) of its voxel: (N, ...). It is the inverse of pooling."""
+        return values[self.inverse]
+
     def vote(self, labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
         """Return the commonest class (V,) of the labels (N,) of each voxel; the lowest of several.
 
@@ -89,7 +104,7 @@ class SparseVoxels(NamedTuple):
         return counts.index_add(0, place, torch.ones_like(place))[:-1].view(-1, num_classes)
 
     def iterate_fragments(self) -> Iterator[Tensor]:
-        """Yield as many fragments as the fullest voxel has points: one point (V,) of each voxel, which together are all.
+        """Yield as many fragments as the fullest voxel has points: a point (V,) of each, all points together.
 
         Fragment i takes member i modulo the number of members, so that a voxel of fewer points repeats them.
         Source: Pointcept's GridSample of a test.
@@ -135,6 +150,19 @@ def group_cells(cells: Tensor, offsets: Tensor | None = None) -> SparseVoxels:
     cloud = offsets_to_batch(offsets, cells.shape[0])[first]
     voxel_offsets = batch_to_offsets(cloud, offsets.shape[0] - 1)
     return SparseVoxels(cells.long()[first] - lowest[cloud], voxel_offsets, inverse, order, starts, lowest)
+
+
+def pool_cells(cells: Tensor, offsets: Tensor, *, stride: int) -> SparseVoxels:
+    """Group voxels `cells` (N, 3), at least 0, of packed clouds by the cells of a grid `stride` times as coarse.
+
+    Its `cells` are floor(cells / stride), and stay where they are: `lowest` is 0. Raises ValueError as `group_cells`.
+    Source: Wu et al. 2022 (Point Transformer V2), grid pooling.
+    """
+    if stride < 1:
+        raise ValueError(f"stride: found {stride}, expected a whole number of at least 1")
+    pooled = group_cells(cells.div(stride, rounding_mode="floor"), offsets)
+    cloud = offsets_to_batch(pooled.offsets, pooled.cells.shape[0])
+    return pooled._replace(cells=pooled.cells + pooled.lowest[cloud], lowest=torch.zeros_like(pooled.lowest))
 
 
 def cell_keys(cells: Tensor, cloud: Tensor, *, margin: int = 0) -> tuple[Tensor, Tensor]:
@@ -191,7 +219,7 @@ def _find_lowest(cells: Tensor, offsets: Tensor) -> Tensor:
 @operator(check=_check, differentiable=False)
 def _group_cells(cells: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the voxel of each point (N,), points by voxel (N,), starts (N+1,), lowest cells (S, 3), voxels ()."""
-    count = cells.shape[0]
+    count, offsets = cells.shape[0], offsets.contiguous()
     cloud, lowest = offsets_to_batch(offsets, count), _find_lowest(cells, offsets)
     key, _ = cell_keys(cells - lowest[cloud], cloud)
     rising, order = key.sort(stable=True)

@@ -35,13 +35,15 @@ class KernelMap(NamedTuple):
     reverse: Tensor
 
     def inverted(self) -> KernelMap:
-        """The map of the inverse convolution: from the outputs back to the inputs, with the same kernel."""
+        """Return the map of the inverse convolution: from the outputs back to the inputs, with the same kernel."""
         return KernelMap(self.reverse, self.table)
 
     def pad(self, num_outputs: int, num_inputs: int) -> KernelMap:
         """Add rows without pairs, up to these numbers of outputs and inputs."""
         pairs = ((self.table, num_outputs), (self.reverse, num_inputs))
-        return KernelMap(*(torch.nn.functional.pad(rows, (0, 0, 0, size - len(rows)), value=-1) for rows, size in pairs))
+        return KernelMap(
+            *(torch.nn.functional.pad(rows, (0, 0, 0, size - len(rows)), value=-1) for rows, size in pairs)
+        )
 
 
 class CoarseCells(NamedTuple):
@@ -76,8 +78,8 @@ def strided_map(
 ) -> CoarseCells:
     """Map voxels `cells` (N, 3), at least 0, of packed clouds to those that a strided convolution reaches.
 
-    Every voxel reaches an output, whatever the extent of the grid. Libraries with a spatial size, `extent` in cells (3,)
-    here, have no output beyond floor((extent + 2 padding - size) / stride), and drop what only those would read.
+    Every voxel reaches an output, whatever the extent of the grid. Libraries with a spatial size, here `extent` (3,)
+    in cells, have no output beyond floor((extent + 2 padding - size) / stride), and drop what only those would read.
     The number of outputs is read, which waits for a GPU. Raises ValueError as `submanifold_map`, and for two voxels in
     one cell.
     """
@@ -199,7 +201,7 @@ def _(
     return cells.new_empty((most, 3)), cells.new_empty(most), table, reverse, cells.new_empty(())
 
 
-# --- CPU: one walk through the sorted numbers for each column of the kernel ---------------------------------------------
+# --- CPU: one walk through the sorted numbers for each column of the kernel -------------------------------------------
 
 
 @_neighbour_table.cpu_kernel

@@ -69,9 +69,7 @@ def _check(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, r
 
 
 @operator(check=_check)
-def _convolve_voxels(
-    values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor
-) -> Tensor:
+def _convolve_voxels(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> Tensor:
     sums = torch.zeros((table.shape[0], weight.shape[2]), dtype=_sum_dtype(values), device=values.device)
     for place in range(weight.shape[0]):
         rows = _gather(values, table[:, place])
@@ -128,7 +126,7 @@ def _(values: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
     return values.new_empty((table.shape[1], values.shape[1], gradient.shape[1]))
 
 
-# --- CPU: four outputs at a time, with the sums of `_WIDTH` channels of each in registers -------------------------------
+# --- CPU: four outputs at a time, with the sums of `_WIDTH` channels of each in registers -----------------------------
 
 
 @_convolve_voxels.cpu_kernel
