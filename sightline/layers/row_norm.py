@@ -45,7 +45,7 @@ def normalise_rows(norm: nn.BatchNorm1d, values: Tensor, num_rows: int) -> Tenso
 
 class _NormaliseRows(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         values: Tensor,
         weight: Tensor,
@@ -65,7 +65,7 @@ class _NormaliseRows(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         values, mean, inverse_deviation, scale = ctx.saved_tensors
         num_rows, wide = ctx.num_rows, gradient.to(mean.dtype)
         centred = values.to(mean.dtype) - mean

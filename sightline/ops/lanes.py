@@ -81,7 +81,7 @@ def add_lanes(total: Any, values: np.ndarray) -> Any:
 def add_product(total: np.ndarray, number: Any, values: np.ndarray) -> np.ndarray:
     """Return `total + number * values`, rounded once, on every processor to the same bits."""
     exact = np.longdouble if total.dtype == np.float64 else np.float64
-    return (total.astype(exact) + exact(number) * values.astype(exact)).astype(total.dtype)
+    return (total.astype(exact) + np.asarray(number, exact) * values.astype(exact)).astype(total.dtype)
 
 
 @LaneOperation

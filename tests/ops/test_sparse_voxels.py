@@ -307,7 +307,7 @@ def test_on_a_full_grid_it_is_the_dense_convolution(size: int, stride: int, padd
     values = dense.detach().permute(0, 2, 3, 4, 1).reshape(432, 5).to(dtype).requires_grad_()
     weight = kernel.detach().permute(2, 3, 4, 1, 0).reshape(size**3, 5, 21).to(dtype).requires_grad_()
     found = ops.sparse_convolution(values, weight, kernel_map)
-    bound = {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+    bound = {torch.float32: 5e-6, torch.float64: 1e-14}[dtype]  # up to 2,625 products, one after another
     assert_near_largest(found, expected.permute(0, 2, 3, 4, 1).reshape(-1, 21).detach(), bound, "values")
     cotangent = torch.randn(expected.shape).double()
     expected.backward(cotangent)

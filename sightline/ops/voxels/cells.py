@@ -110,7 +110,7 @@ class SparseVoxels(NamedTuple):
         Source: Pointcept's GridSample of a test.
         """
         begins, counts = self.starts[:-1], self.num_points
-        for number in range(read_list(counts.max()) if len(counts) else 0):
+        for number in range(read_count(counts.max()) if len(counts) else 0):
             yield self.order[begins + number % counts]
 
 
@@ -144,12 +144,17 @@ def group_cells(cells: Tensor, offsets: Tensor | None = None) -> SparseVoxels:
         offsets = send_list([0, cells.shape[0]], cells.device)
     assert_packed(cells, offsets, name="cells")
     inverse, order, starts, lowest, count = _group_cells(cells.long(), offsets)
-    num_voxels = read_list(count) if has_values(count) else cells.shape[0]
+    num_voxels = read_count(count, otherwise=cells.shape[0])
     starts = starts[: num_voxels + 1]
     first = order[starts[:-1]]
     cloud = offsets_to_batch(offsets, cells.shape[0])[first]
     voxel_offsets = batch_to_offsets(cloud, offsets.shape[0] - 1)
     return SparseVoxels(cells.long()[first] - lowest[cloud], voxel_offsets, inverse, order, starts, lowest)
+
+
+def read_count(count: Tensor, *, otherwise: int = 0) -> int:
+    """Read a number () that the size of a result depends on; `otherwise` if the tensor has no values."""
+    return int(read_list(count[None])[0]) if has_values(count) else otherwise
 
 
 def pool_cells(cells: Tensor, offsets: Tensor, *, stride: int) -> SparseVoxels:

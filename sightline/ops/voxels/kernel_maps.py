@@ -18,8 +18,8 @@ from torch import Tensor
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
 from sightline.ops.segments.offsets import assert_packed, batch_to_offsets, offsets_to_batch
-from sightline.ops.voxels.cells import cell_keys, require_few_cells
-from sightline.ops.waits import has_values, read_list, require, send_list
+from sightline.ops.voxels.cells import cell_keys, read_count, require_few_cells
+from sightline.ops.waits import require, send_list
 
 _MOST_ROWS = 2**31 - 1
 
@@ -91,7 +91,7 @@ def strided_map(
     coarse, of_cloud, table, reverse, count = _stride_table(
         cells.long(), cloud, size, stride, padding, None if extent is None else list(extent)
     )
-    num_outputs = read_list(count) if has_values(count) else coarse.shape[0]
+    num_outputs = read_count(count, otherwise=coarse.shape[0])
     coarse_offsets = batch_to_offsets(of_cloud[:num_outputs], num_clouds)
     return CoarseCells(coarse[:num_outputs], coarse_offsets, KernelMap(table[:num_outputs], reverse))
 
@@ -103,7 +103,7 @@ def _check_table(cells: Tensor, cloud: Tensor, size: int) -> None:
 
 
 def _count_clouds(cloud: Tensor) -> int:
-    return read_list(cloud[-1]) + 1 if cloud.shape[0] and has_values(cloud) else 1
+    return read_count(cloud[-1]) + 1 if cloud.shape[0] else 1
 
 
 def _list_places(size: int, device: torch.device) -> Tensor:

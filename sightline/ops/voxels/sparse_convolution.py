@@ -50,22 +50,29 @@ def sparse_convolution(values: Tensor, weight: Tensor, kernel_map: KernelMap, bi
         weight, bias = weight.to(values.dtype), None if bias is None else bias.to(values.dtype)
         return _convolve_voxels(values, weight, bias, table, reverse)
     dtype = torch.get_autocast_dtype(kind)
-    rounded = [None if each is None else each.to(dtype) for each in (values, weight, bias)]
-    if kind == "cpu":  # its kernel takes float32, and rounds once, at the end
-        rounded = [None if each is None else each.float() for each in rounded]
+
+    def round_off(tensor: Tensor) -> Tensor:
+        rounded = tensor.to(dtype)
+        return rounded.float() if kind == "cpu" else rounded  # its kernel takes float32, and rounds once, at the end
+
     with torch.autocast(kind, enabled=False):
-        return _convolve_voxels(*rounded, table, reverse).to(dtype)
+        added = None if bias is None else round_off(bias)
+        return _convolve_voxels(round_off(values), round_off(weight), added, table, reverse).to(dtype)
 
 
 def _check(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> None:
-    for name, rows, limit in (("table", table, values.shape[0]), ("reverse", reverse, table.shape[0])):
-        if rows.numel():
-            require(
-                (rows.amax() < limit) & (rows.amin() >= -1),
-                lambda name=name, rows=rows, limit=limit: ValueError(
-                    f"{name}: found rows {int(rows.min())} to {int(rows.max())}, expected -1 (none) to {limit - 1}"
-                ),
-            )
+    _check_rows("table", table, values.shape[0])
+    _check_rows("reverse", reverse, table.shape[0])
+
+
+def _check_rows(name: str, rows: Tensor, limit: int) -> None:
+    if rows.numel():
+        require(
+            (rows.amax() < limit) & (rows.amin() >= -1),
+            lambda: ValueError(
+                f"{name}: found rows {int(rows.min())} to {int(rows.max())}, expected -1 (none) to {limit - 1}"
+            ),
+        )
 
 
 @operator(check=_check)
@@ -110,7 +117,7 @@ def _(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 def _check_correlation(values: Tensor, gradient: Tensor, table: Tensor) -> None:
-    _check(values, gradient, None, table, table[:0])
+    _check_rows("table", table, values.shape[0])
 
 
 @operator(check=_check_correlation)
