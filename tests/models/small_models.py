@@ -37,6 +37,12 @@ LARGER = frozenset({"rangenet53", "v2v"})
 """More of the blocks that `rangenet21` and `v2v_small` are made of; what every model is asked takes them longest."""
 _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}
 _VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
+_VOXEL_UNET = {
+    "grid_m": 0.8,  # of which a million lengths of a cloud can still be numbered
+    "stem_width": 4,
+    **{f"{half}coder_widths": (4, 8) for half in ("en", "de")},
+    **{f"{half}coder_blocks": (1, 1) for half in ("en", "de")},
+}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "crosspoint": {"points": _DGCNN, "images": _VIT, "embedding": 16},
     "deeplabv3": {"width": 4},
@@ -50,6 +56,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dgcnn_scenes": {"embedding": 64},
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
+    "minkunet": _VOXEL_UNET,
     "pointpillars": {
         "extent_m": (-0.25, -0.25, -1.0, 1.75, 1.75, 2.0),
         "pillar_m": (0.25, 0.25),
@@ -73,6 +80,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "rangenet21": {"width": 4},
     "rangenet53": {"width": 4},
     "salsanext": {"width": 4},
+    "spunet": _VOXEL_UNET,
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
     "pointnet2_parts": {"num_centres": (16, 8)},
