@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Width
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import as_packed, packed_channels
@@ -27,7 +27,7 @@ from sightline.layers.voxel_levels import VoxelLevel, build_voxel_levels, choose
 from sightline.ops.points.distances import assert_finite_rows
 from sightline.ops.segments.offsets import locate_row
 from sightline.ops.voxels.cells import SparseVoxels, group_cells, sparse_voxels
-from sightline.ops.waits import is_on_host
+from sightline.ops.waits import is_exporting, is_on_host
 
 
 class VoxelUNetOutput(TypedDict):
@@ -145,6 +145,11 @@ class VoxelUNet(Model):
         Points in one cell of the grid are averaged, and get the same logits. `cells` (..., 3), whole numbers, replace
         the cells that the coordinates are in. Raises ValueError for numbers that are not finite.
         """
+        if is_exporting():
+            raise UserError(
+                "export: a network on sparse voxels cannot be in a file: how many voxels there are depends on the "
+                "points; use it by `sightline predict`, `sightline serve` or sightline.load_run"
+            )
         packed, _, bounds = as_packed(points, features, offsets)
         values, voxels = self._average(points, features, offsets, packed, bounds, cells)
         logits = self.compute(values, self._build_levels(voxels))
