@@ -386,3 +386,22 @@ def test_half_precision_logits_are_computed_in_float32(loss: ClassLoss) -> None:
         assert total.dtype == torch.float32
         assert torch.equal(total, plain)
         assert torch.equal(moved, gradient.to(dtype))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["plain", "absent", "ignored", "one"])
+def test_losses_of_points_are_those_of_pointcept(shared: Path, case: str) -> None:
+    """Cross entropy and Lovász over a packed batch as one image, ignoring -1, and the gradient of their sum."""
+    golden = load_golden(shared, "fn_losses", area="voxels")
+    logits, label = golden.tensor(f"{case}.logits").clone().requires_grad_(), golden.tensor(f"{case}.label")
+    num_classes = logits.shape[1]
+    cross_entropy = CrossEntropy(num_classes=num_classes, ignore_index=-1)
+    lovasz = LovaszSoftmax(num_classes=num_classes, ignore_index=-1)
+    offsets = torch.tensor([0, len(label)])
+    average = mean(cross_entropy, logits, label)
+    extension = lovasz(logits=logits, label=label, offsets=offsets)
+    (average + extension).backward()
+    assert average.item() == pytest.approx(golden.tensor(f"{case}.ce").item(), rel=1e-12)
+    assert extension.item() == pytest.approx(golden.tensor(f"{case}.lovasz").item(), rel=1e-12)
+    assert logits.grad is not None
+    assert (logits.grad - golden.tensor(f"{case}.g_total")).abs().max().item() <= 1e-12
