@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,7 +15,15 @@ from sightline.contract.errors import ConfigError
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.feature_transform import FeatureTransformPenalty
 from sightline.parts.tasks.segment import Segment
-from sightline.parts.tasks.windows import BlockWindows, SphereWindows, column_windows, sphere_windows
+from sightline.parts.tasks.windows import (
+    BlockWindows,
+    FragmentWindows,
+    MeanRows,
+    SphereWindows,
+    column_windows,
+    sphere_windows,
+)
+from tests.golden_parity import load_golden
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
 
@@ -98,7 +107,8 @@ def test_voting_is_the_mean_of_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"max_points": 3}, {"blocks": {"size_m": 0.5, "stride_m": 0.25, "num_points": 4}}]
+    "arguments",
+    [{"max_points": 3}, {"blocks": {"size_m": 0.5, "stride_m": 0.25, "num_points": 4}}, {"fragments_m": 0.5}],
 )
 def test_windows_give_what_one_pass_gives(arguments: dict) -> None:
     batch = ragged(20, 7)
@@ -240,7 +250,7 @@ def test_pixels_are_shown_as_images_and_ignored_ones_are_never_wrong() -> None:
 
 
 def test_windows_are_for_clouds() -> None:
-    with pytest.raises(ConfigError, match="max_points and blocks divide clouds, not range images; leave them out"):
+    with pytest.raises(ConfigError, match="max_points, blocks and fragments_m divide clouds, not range images"):
         of_pixels(max_points=100)
 
 
@@ -369,6 +379,40 @@ def test_overlapping_windows_are_averaged_by_how_often_a_point_was_answered() ->
     # Around 0: 0 1 2. The first unseen is 3, whose nearest three are 2 3 4.
     assert found.flatten().tolist() == [1.0, 1.0, 1.5, 2.0, 2.0]
     assert asked[1][:, 0].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_fragments_have_a_point_of_each_cube_and_average_probabilities() -> None:
+    """Three points in one cube and one in another: three fragments, in which the other's point comes again."""
+    points = torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [5.0, 0, 0]], dtype=torch.float64)
+    asked: list[list[float]] = []
+
+    def answer(batch: dict) -> Tensor:
+        asked.append(batch["points"][:, 0].tolist())
+        return torch.stack([torch.full((2,), float(len(asked))), torch.zeros(2)], dim=1).double()
+
+    found = FragmentWindows(size_m=1.0)(answer, cloud(points)).softmax(dim=1)
+    assert asked == [[0.0, 5.0], [0.1, 5.0], [0.2, 5.0]]
+    each = torch.tensor([1.0, 2, 3], dtype=torch.float64).sigmoid()
+    expected = torch.stack([*each, each.mean()])
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.shared
+def test_votes_of_fragments_are_those_of_pointcept(shared: Path) -> None:
+    """The probabilities of all passes and fragments, added at each point; classes, and those of the raw points."""
+    golden = load_golden(shared, "fn_fragment_vote", area="voxels")
+    expected, mean = golden.tensor("prob"), MeanRows(240)
+    for view in range(3):
+        for part in range(int(golden.tensor(f"parts.{view}"))):
+            logits = golden.tensor(f"logits.{view}.{part}")
+            mean.add(golden.tensor(f"index.{view}.{part}").long(), logits.softmax(dim=1))
+    assert mean.total is not None
+    assert mean.times is not None
+    assert (mean.total - expected).abs().max().item() <= 1e-12
+    assert torch.equal(mean.times, expected.sum(dim=1).round())
+    classes = mean().log().softmax(dim=1).argmax(dim=1)  # which dividing does not change
+    assert torch.equal(classes, golden.tensor("pred"))
+    assert torch.equal(classes[golden.tensor("inverse")], golden.tensor("pred_raw"))
 
 
 def ask(windows: SphereWindows | BlockWindows, points: Tensor) -> list[Tensor]:

@@ -24,7 +24,7 @@ from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.dtypes import widen_labels
 from sightline.ops.voxels.lift import KNNVote, lift_knn
 from sightline.parts.tasks.supervised import Decoder, Supervised
-from sightline.parts.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, split_clouds
+from sightline.parts.tasks.windows import BlockWindows, FragmentWindows, Origin, SphereWindows, Windows, split_clouds
 
 NUM_SHOWN = 6
 NUM_IMAGES = 2
@@ -57,19 +57,20 @@ class Segment(Supervised):
 
     In evaluation and prediction, `max_points` divides larger clouds into neighbourhoods of at most that many points,
     with coordinates relative to `origin`; `blocks` divides all clouds into columns, for models with a fixed number of
-    points. Logits of several windows are averaged. Training is not affected: its transforms crop.
+    points. Logits of several windows are averaged. `fragments_m` divides clouds into fragments of one point in each
+    cube of that side, whose probabilities are averaged. Training is not affected: its transforms crop.
     Source: made here.
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
-    evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
+    evaluation_arguments = frozenset({"blocks", "fragments_m", "lift", "max_points", "origin"})
 
     @property
     def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and cannot be in a file of it."""
         steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
         if self.windows is not None:
-            steps.insert(0, "larger clouds are divided into windows, and the logits of a point are averaged over them")
+            steps.insert(0, "clouds are divided into windows, and what these say of a point is averaged")
         return tuple(steps)
 
     def __init__(
@@ -82,6 +83,7 @@ class Segment(Supervised):
         max_points: Count | None = None,
         origin: Origin = "kept",
         blocks: BlockWindowsConfig | None = None,
+        fragments_m: PositiveFloat | None = None,
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
@@ -102,13 +104,19 @@ class Segment(Supervised):
             raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
         if max_points is None and origin != "kept":
             raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
-        if "range_image" in batch_keys.keys and (blocks is not None or max_points is not None):
-            raise ConfigError("segment: max_points and blocks divide clouds, not range images; leave them out")
+        if fragments_m is not None and (blocks is not None or max_points is not None):
+            raise ConfigError("segment: fragments_m cannot be combined with blocks or max_points; leave out either")
+        if "range_image" in batch_keys.keys and not blocks is max_points is fragments_m is None:
+            raise ConfigError(
+                "segment: max_points, blocks and fragments_m divide clouds, not range images; leave them out"
+            )
         self.windows: Windows | None = None
         if blocks is not None:
             self.windows = BlockWindows(
                 size_m=blocks["size_m"], stride_m=blocks["stride_m"], num_points=blocks["num_points"]
             )
+        elif fragments_m is not None:
+            self.windows = FragmentWindows(size_m=fragments_m)
         elif max_points is not None:
             self.windows = SphereWindows(max_points=max_points, origin=origin)
 

@@ -1,4 +1,4 @@
-"""Sliding windows over scenes too large for one pass; logits of overlapping windows are averaged."""
+"""Windows over scenes too large, or too dense, for one pass; what several of them say of a point is averaged."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch
+from sightline.ops.dtypes import promote_to_float32
+from sightline.ops.voxels.cells import sparse_voxels
 
 Origin = Literal["kept", "minimum"]
 """Origin of a window's coordinates: unchanged, or the smallest of each axis within the window."""
@@ -38,7 +40,7 @@ class SphereWindows:
         self.origin = origin
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
-        mean = _MeanLogits(len(cloud["points"]))
+        mean = MeanRows(len(cloud["points"]))
         for index in sphere_windows(cloud["points"], max_points=self.max_points):
             mean.add(index, forward(_make_window(cloud, index, self.origin)))
         return mean()
@@ -60,7 +62,7 @@ class BlockWindows:
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
         points = cloud["points"]
-        mean = _MeanLogits(len(points))
+        mean = MeanRows(len(points))
         waiting: list[tuple[Tensor, Tensor]] = []
         for middle, index in column_windows(points, size_m=self.size_m, stride_m=self.stride_m):
             times = -(-len(index) // self.num_points)
@@ -74,7 +76,7 @@ class BlockWindows:
         return mean()
 
     def _add_logits(
-        self, forward: ForwardFunction, cloud: Batch, blocks: list[tuple[Tensor, Tensor]], mean: _MeanLogits
+        self, forward: ForwardFunction, cloud: Batch, blocks: list[tuple[Tensor, Tensor]], mean: MeanRows
     ) -> None:
         middles, indices = (torch.stack(column) for column in zip(*blocks, strict=True))
         batch = {**cloud, "points": cloud["points"][indices] - middles[:, None]}
@@ -84,6 +86,24 @@ class BlockWindows:
         if "category" in cloud:
             batch["category"] = cloud["category"].expand(len(blocks))
         mean.add(indices.flatten(), forward(batch))
+
+
+class FragmentWindows:
+    """Fragments of a grid: clouds of one point in each cube of `size_m`, as many as the fullest cube has points.
+
+    Together they hold every point; a cube of fewer points repeats them, and their predictions count like any other.
+    Probabilities are averaged: the logits are the logarithms of their mean. One fragment is predicted at a time.
+    Source: the test of Pointcept (its GridSample and SemSegTester), after Wu et al. 2022 and 2024.
+    """
+
+    def __init__(self, *, size_m: float) -> None:
+        self.size_m = size_m
+
+    def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
+        mean = MeanRows(len(cloud["points"]))
+        for index in sparse_voxels(cloud["points"], side=self.size_m).iterate_fragments():
+            mean.add(index, promote_to_float32(forward(_make_window(cloud, index, "kept"))).softmax(dim=-1))
+        return mean().log()
 
 
 def sphere_windows(points: Tensor, *, max_points: int) -> Iterator[Tensor]:
@@ -133,16 +153,17 @@ def split_clouds(batch: Batch) -> Iterator[Batch]:
         yield cloud
 
 
-class _MeanLogits:
-    """Accumulator of the mean logits of each point over its predictions."""
+class MeanRows:
+    """Accumulator of the mean row of each of `num_points` points over its predictions: `total` over `times`."""
 
     def __init__(self, num_points: int) -> None:
         self.num_points = num_points
         self.total: Tensor | None = None
         self.times: Tensor | None = None
 
-    def add(self, index: Tensor, logits: Tensor) -> None:
-        rows = logits.flatten(0, -2)
+    def add(self, index: Tensor, values: Tensor) -> None:
+        """Add the rows of values (..., C) to the points of `index`."""
+        rows = values.flatten(0, -2)
         rows = rows if rows.dtype == torch.float64 else rows.float()
         if self.total is None:
             self.total = rows.new_zeros(self.num_points, rows.shape[1])
