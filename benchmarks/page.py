@@ -30,6 +30,7 @@ PACKAGES = {
     "fpsample_buckets": "fpsample's buckets",
     "shapely": "shapely's intersection of all pairs",
     "shapely_strtree": "shapely's STRtree and intersection",
+    "spconv": "spconv's layer",
     "pycocotools": "pycocotools",
     "per_item_loader": "torch's DataLoader",
     "torch_default": "torch's Adam",

@@ -19,13 +19,21 @@ from benchmarks import (
     scan_scores,
     segments,
     training,
+    voxels,
 )
 from benchmarks.case import BenchmarkCase
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 
 SUITES: Mapping[str, Callable[[], list[BenchmarkCase]]] = {
-    "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases(), *boxes3d.cases(), *segments.cases()],
+    "geometry": lambda: [
+        *geometry.cases(),
+        *assignment.cases(),
+        *boxes.cases(),
+        *boxes3d.cases(),
+        *segments.cases(),
+        *voxels.cases(),
+    ],
     "models": lambda: [*networks.cases(), *image_networks.cases(), *training.recipe_cases()],
     "data": lambda: [*data.cases(), *rendering.cases()],
     "metrics": lambda: [*metrics.cases(), *scan_scores.cases()],
