@@ -43,7 +43,7 @@ is not there yet: its test must fail until then.
 This page is written from the rows of those tests (`tests/mission`) by `python -m tests.mission`.
 """
 
-_BEYOND_AREAS = {"B3": "3D boxes on LiDAR"}
+_BEYOND_AREAS = {"B3": "3D boxes on LiDAR", "B4": "Networks on sparse voxels"}
 _BEYOND_HEAD = """\
 # What sightline does beside its mission
 
