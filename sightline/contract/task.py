@@ -68,12 +68,14 @@ class Task(ABC):
     show: Callable[..., Sequence[Any]] | None = None
     """`show(batch, predictions)`: pictures for TensorBoard.
 
-    `view` gives `pixels` (H, W, 3) uint8 of its one image, and the least `score` to draw, where it takes them.
+    Where it takes them, it gets the least `score` to draw, `surroundings`, what the clouds of the set are of, and from
+    `view` `pixels` (H, W, 3) uint8 of its one image.
     """
     show_targets: Callable[..., Mapping[str, Any]] | None = None
     """`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`.
 
-    It gets `pixels` as `show` does.
+    It gets `pixels` as `show` does, `all_stages`, whether to draw more than a short view has, and `is_trained`, whether
+    the model has the weights of a run.
     """
     hardness: Callable[[Batch, Mapping[str, Any]], Tensor] | None = None
     """`hardness(batch, predictions)`: (B,), larger for worse predictions; evaluations then draw their worst samples."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
 
+from sightline.contract.errors import escape_to_one_line
+from sightline.draw.drawn_rows import LEFT_OUT, are_drawn
 from sightline.draw.pictures import INK, PAGE, Frame, Lines, draw_legend, fit_text, render_clouds, render_strips
-from sightline.view.drawn_rows import behind_near_walls, near_objects
 from sightline.view.panels import ImagePanel, is_strip
 from sightline.view.stages import ClassColoring, Coloring, Stage, ViewedSample
 
@@ -18,13 +19,6 @@ MAX_DRAWN = 60_000
 _FAINT = (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
 _PREDICTION_COLORINGS = ("ground truth", "prediction", "error")
-
-
-_LEFT_OUT = {
-    "scan": "the farthest points are not drawn, so that the others are large",
-    "room": "walls and ceiling between viewer and room are not drawn",
-}
-"""Notes on the points that the pictures of scans and rooms leave out."""
 
 
 class Tile(NamedTuple):
@@ -51,17 +45,17 @@ def make_tiles(subject: ViewedSample) -> list[Tile]:
                 tiles += [Tile(cloud, coloring, coloring.name) for coloring in drawn] or [
                     Tile(cloud, first, cloud.description)
                 ]
-            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+            tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
             continue
         if cloud.is_flat:
-            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+            tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
             continue
         is_same = index > 0 and count == len(subject.stages[index - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((c for c in cloud.colorings if isinstance(c, ClassColoring)), first)
         if index == 0 and classes is not first and not has_predictions:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
-        tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+        tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
     return tiles
 
 
@@ -73,7 +67,7 @@ def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: in
     """
     tiles, strips = _split_strips(make_tiles(subject))
     columns = max(min(4, len(tiles)), *(len(group) for group in _group_by_stage(tiles)))
-    if any(panel.is_large for cloud in subject.stages for panel in cloud.panels):
+    if any(panel.is_large or panel.is_photo for cloud in subject.stages for panel in cloud.panels):
         tile_px = max(tile_px, min(2 * tile_px, 4 * tile_px // columns))
     card_inputs = [_make_card(tile, hidden, subject.up_axis) for tile in _arrange_rows(tiles, columns)]
     cards = render_clouds(
@@ -148,11 +142,10 @@ def subsample(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _shown_rows(cloud: Stage, rows: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return those of the rows that are near the objects of a scan, or behind the near walls of a room."""
+    """Return those of the rows that pictures of the cloud's surroundings, or of objects in it, show."""
     objects = [figure.joints for figure in cloud.skeletons if figure.num_objects is not None]
-    if objects or cloud.surroundings == "scan":
-        return rows[near_objects(cloud.points[rows], objects)]
-    return rows[behind_near_walls(cloud.points[rows], frame)] if cloud.surroundings == "room" else rows
+    surroundings = "scan" if objects else cloud.surroundings
+    return rows[are_drawn(cloud.points[rows], surroundings, frame, objects=objects)]
 
 
 def _visible_rows(cloud: Stage, hidden: Sequence[str]) -> np.ndarray:
@@ -181,7 +174,7 @@ def _title_lines(subject: ViewedSample, tiles: Sequence[Tile], hidden: Sequence[
     if any(len(tile.cloud.points) > MAX_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MAX_DRAWN:,} points are drawn of a cloud")
     surroundings = {tile.cloud.surroundings for tile in tiles if tile.panel is None}
-    notes += [note for kind, note in _LEFT_OUT.items() if kind in surroundings]
+    notes += [note for kind, note in LEFT_OUT.items() if kind in surroundings]
     return [*lines, "; ".join(notes)] if notes else lines
 
 
@@ -196,14 +189,31 @@ def _list_classes(tiles: Sequence[Tile]) -> list[tuple[str, np.ndarray, int]]:
 
 
 def _draw_text(lines: Sequence[str], width: int) -> np.ndarray:
-    """Draw lines of text, the first one larger; lines too long for the sheet are shortened with dots."""
-    from PIL import Image, ImageDraw
+    """Draw lines of text, the first one larger, which is shortened if it is too long; others go on below."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * len(lines)), PAGE)
+    room_px, font = width - 2 * _MARGIN_PX, ImageFont.load_default(_TEXT_PX)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    rows = [
+        row for line in lines[1:] for row in _break_line(line, lambda text: measure.textlength(text, font), room_px)
+    ]
+    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * (1 + len(rows))), PAGE)
     draw = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
+    for number, line in enumerate([lines[0], *rows]):
         size_px = _TEXT_PX if number else _TITLE_PX
         position = (_MARGIN_PX, _MARGIN_PX + _LINE_PX * (number + 0.5))
-        text, font = fit_text(draw, line, width - 2 * _MARGIN_PX, size_px=size_px)
+        text, font = fit_text(draw, line, room_px, size_px=size_px)
         draw.text(position, text, fill=_FAINT if number else INK, font=font, anchor="lm")
     return np.asarray(image)
+
+
+def _break_line(text: str, measure: Callable[[str], float], room_px: int) -> list[str]:
+    """Break a line between words where it is too long; a word is not broken."""
+    rows = [""]
+    for word in escape_to_one_line(text).split(" "):
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and measure(longer) > room_px:
+            rows.append(word)
+        else:
+            rows[-1] = longer
+    return rows
