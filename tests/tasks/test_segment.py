@@ -191,6 +191,13 @@ def count_classes(pixels: np.ndarray, num_classes: int) -> list[int]:
     return np.bincount(nearest[spread > 40], minlength=num_classes).tolist()
 
 
+@pytest.mark.parametrize(("sizes", "is_wide"), [((40,), True), ((40, 60), False)])
+def test_the_pictures_of_a_single_cloud_stand_side_by_side(sizes: tuple[int, ...], is_wide: bool) -> None:
+    batch, task = ragged(*sizes), segment()
+    (picture,) = task.show(batch, task.predict(Height(), batch))
+    assert (picture.pixels.shape[1] > 1.5 * picture.pixels.shape[0]) == is_wide
+
+
 def test_the_hardness_of_a_cloud_is_its_share_of_wrong_points() -> None:
     """Three clouds: one of two counted points wrong, all right, nothing counted."""
     label, seen = torch.tensor([1, 2, 0, 1, 0]), torch.tensor([1, 1, 2, 1, 1])

@@ -162,7 +162,8 @@ class Segment(Supervised):
     ) -> list[Picture]:
         """Draw the first clouds of a batch: by true class, by predicted class, and errors in red.
 
-        Of scans and rooms (`surroundings`), points that would hide or dwarf the others are left out.
+        The three are below one another, those of a single cloud side by side. Of scans and rooms (`surroundings`),
+        points that would hide or dwarf the others are left out.
         """
         if "label" not in batch:
             return []
@@ -189,7 +190,7 @@ class Segment(Supervised):
                 *(np.where(wrong[rows][:, None], WRONG, UNLABELLED) for rows in drawn),
             ],
             up_axis=self.up_axis,
-            columns=len(spans),
+            columns=len(spans) if len(spans) > 1 else 3,
         )
         pixels = with_legend(pixels, np.concatenate([label[shown], predicted[shown]]), self.class_names)
         caption = f"{_format_accuracy(wrong[shown], label[shown])} of the points right"
