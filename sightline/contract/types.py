@@ -73,9 +73,9 @@ class CloudInputSpec:
     user's own, `columns` the names of columns that its files lacked; `estimates_normals` is True if the normals of a
     sample are estimated from its points. `fewest_points` is the minimal number of distinct points of its clouds,
     `radii` the smallest and largest radius of clouds about their means if size was kept; None if preparation did not
-    record it. `scene` are the arguments `scale` and `colour_max` of `prepare_scene` for a set of scenes, whose files
-    have the columns `columns` unless they name others. `withheld` says what becomes of points that files flag as
-    deleted.
+    record it. `scene` are the arguments `scale`, `colour_max` and, unless they are stored, `normals` of `prepare_scene`
+    for a set of scenes, whose files have the columns `columns` unless they name others. `withheld` says what becomes of
+    points that files flag as deleted.
     """
 
     num_points: int | None = None

@@ -22,7 +22,7 @@ from tests.data.clouds.test_psb19 import arrays as psb19_arrays
 from tests.data.depth.depth_trees import write_hands2017, write_icvl, write_itop, write_msra, write_nyu
 from tests.data.depth.own_frames import write_own_frames
 from tests.data.scans import lidar_writers, test_nuscenes_lidarseg, test_scan_folder, test_squeezeseg_npy
-from tests.data.scenes import scene_writers, test_s3dis_integers, test_scannet, test_scene_folder
+from tests.data.scenes import scannet_writers, scene_writers, test_s3dis_integers, test_scene_folder
 from tests.data.scenes.test_s3dis_one_room import arrays as room_arrays
 
 
@@ -81,7 +81,11 @@ ROWS = {
         "s3dis", lambda folder: test_s3dis_integers.write_npy(folder, test_s3dis_integers.table()), {"order": "B"}
     ),
     "s3dis_one_room": SetRow("s3dis_one_room", partial(_save, room_arrays()), source="source.npz"),
-    "scannet": SetRow("scannet", test_scannet.write_scannet),
+    "scannet_segments": SetRow("scannet", scannet_writers.write_segments),
+    "scannet_labels": SetRow("scannet", scannet_writers.write_labels, arguments={"normals": True, "colours": False}),
+    "scannet_converted": SetRow("scannet", scannet_writers.write_converted),
+    "scannet200_segments": SetRow("scannet200", scannet_writers.write_segments, arguments={"normals": True}),
+    "scannet200_converted": SetRow("scannet200", scannet_writers.write_converted),
     "boxes3d_folder": SetRow("boxes3d_folder", write_streets, {"columns": ("x", "y", "z", "intensity")}),
     "kitti_boxes3d": SetRow("kitti_boxes3d", lambda folder: lidar_writers.write_kitti_object(folder, 4)),
     "scene_folder": SetRow("scene_folder", test_scene_folder.write_folder, {"up_axis": "z", "unit": "m"}),

@@ -52,7 +52,9 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     sums_V3 = np.stack(sums, axis=1)
     length_V = np.linalg.norm(sums_V3, axis=1)
     has_normal_V = length_V > _MIN_SHARE * total_V
-    normals_V3: np.ndarray = np.where(has_normal_V[:, None], sums_V3 / np.where(has_normal_V, length_V, 1.0)[:, None], 0)
+    normals_V3: np.ndarray = np.where(
+        has_normal_V[:, None], sums_V3 / np.where(has_normal_V, length_V, 1.0)[:, None], 0
+    )
     return normals_V3
 
 
