@@ -30,9 +30,9 @@ from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.runs.run_documents import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.atomic_write import REPEAT, disk_failure
-from sightline.store.files.label_files import LABEL_FILES, LabelFiles, collect_extras
 from sightline.store.files.scan_files import read_label_ids, write_label_ids
 from sightline.store.files.scan_reading import without_endings
+from sightline.store.scans.label_files import LABEL_FILES, LabelFiles, collect_extras
 
 MANIFEST = "manifest.json"
 """Name of the manifest, which is written last: a folder with it is complete."""

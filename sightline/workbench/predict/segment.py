@@ -23,10 +23,10 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.store.files.atomic_write import open_atomic, replace_atomic
-from sightline.store.files.label_files import LABEL_FILES, collect_extras
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.files.scan_reading import NoReturn
+from sightline.store.scans.label_files import LABEL_FILES, collect_extras
 from sightline.workbench.predict.classify import CloudPredictor
 from sightline.workbench.predict.file_samples import FileSample, PointOrigin
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite, report_write_errors

@@ -19,7 +19,7 @@ from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.parts.metrics import IoU, Meter
-from sightline.store.files.nuscenes_tables import find_tokens
+from sightline.store.scans.nuscenes_tables import find_tokens
 from tests.cases import run_each
 from tests.data.preparing import refuse
 from tests.data.scans import nuscenes_writers as writers

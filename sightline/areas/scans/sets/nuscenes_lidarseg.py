@@ -15,8 +15,6 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
-from sightline.store.files.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
-from sightline.store.files.python_literals import read_literals
 from sightline.store.files.scan_files import read_label_ids
 from sightline.store.files.scan_reading import SCAN_COLUMNS, read_scan, to_raw_scan
 from sightline.store.files.scan_samples import RawScan
@@ -25,6 +23,8 @@ from sightline.store.label_maps import LabelMap, map_names, read_label_map
 from sightline.store.prepared.name_lists import describe_split
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan
+from sightline.store.prepared.python_literals import read_literals
+from sightline.store.scans.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 
 CLASSES = {
     "barrier": ("movable_object.barrier",),

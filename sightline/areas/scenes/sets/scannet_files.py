@@ -19,8 +19,8 @@ from sightline.store.files.array_files import check_array, read_npy
 from sightline.store.files.cloud_files import PointCloud, read_cloud
 from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import convert_errors, get_again, parse_json_content, read_file
-from sightline.store.files.python_literals import read_literals
 from sightline.store.files.text_tables import parse_count
+from sightline.store.prepared.python_literals import read_literals
 from sightline.store.remarks import CountRemark
 
 LABEL_TABLE = "scannetv2-labels.combined.tsv"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.errors import DataError
-from sightline.store.files.python_literals import read_literals
+from sightline.store.prepared.python_literals import read_literals
 from tests.cases import run_each
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sightline.contract.types import LabelForm
-from sightline.store.files.nuscenes_tables import find_tokens
+from sightline.store.scans.nuscenes_tables import find_tokens
 
 
 @dataclass(frozen=True)
