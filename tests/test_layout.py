@@ -27,7 +27,7 @@ layers draw doctor
 parts.boxes parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
-store.box_fields store.computed_samples store.prepared store.loading store.streets
+store.box_fields store.computed_samples store.prepared store.loading store.scans store.streets
 store.boxes store.cloud_preparation store.scene_preparation
 store.boxes3d
 published

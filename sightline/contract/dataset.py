@@ -41,7 +41,7 @@ class Dataset(ABC):
     pictures: Any = None
     """The rendered views that `image` comes from."""
     label_map: Any = None
-    """Of a set of scans: from the ids of label files to its classes."""
+    """Of a set of scans: from the ids of files of predicted labels to its classes."""
     prepare: ClassVar[Callable[..., Any] | None] = None
     """`prepare(*, source, target, name, progress, ...)`, of the class: what `sightline data prepare` calls."""
     card: ClassVar[Callable[..., Any] | None] = None

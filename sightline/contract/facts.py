@@ -20,6 +20,7 @@ DATA_FACTS = frozenset(
         "category_names",
         "centre_joint",
         "class_counts",
+        "class_groups",
         "class_names",
         "cube_mm",
         "fov_deg",

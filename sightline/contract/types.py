@@ -73,9 +73,9 @@ class CloudInputSpec:
     user's own, `columns` the names of columns that its files lacked; `estimates_normals` is True if the normals of a
     sample are estimated from its points. `fewest_points` is the minimal number of distinct points of its clouds,
     `radii` the smallest and largest radius of clouds about their means if size was kept; None if preparation did not
-    record it. `scene` are the arguments `scale` and `colour_max` of `prepare_scene` for a set of scenes, whose files
-    have the columns `columns` unless they name others. `withheld` says what becomes of points that files flag as
-    deleted.
+    record it. `scene` are the arguments `scale`, `colour_max` and, unless they are stored, `normals` of `prepare_scene`
+    for a set of scenes, whose files have the columns `columns` unless they name others. `withheld` says what becomes of
+    points that files flag as deleted.
     """
 
     num_points: int | None = None
@@ -90,15 +90,20 @@ class CloudInputSpec:
     withheld: Literal["drop", "keep"] = "drop"
 
 
+LabelForm: TypeAlias = Literal["semantic_kitti", "nuscenes"]
+"""Benchmark whose form files of labels have."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScanInputSpec:
-    """Input spec of LiDAR scans: preprocessing from a file to a sample, and the label ids of classes.
+    """Input spec of LiDAR scans: preprocessing from a file to a sample, and files of predicted labels.
 
-    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None if the
-    set states none; remissions of files range from 0 to `remission_max`, and are required if `has_remission`. Files
-    number `num_beams` beams in `ring_order`; None if they number none. `image_px` is the height and width of range
-    images in .npy files, if the set has such files. `no_return` is the mark of points without a return, None if files
-    do not mark them. `withheld` says what becomes of points that files flag as deleted.
+    `label_form` is the form of these, and `ids_of_classes` has the id of every class in them, class 0 first. `columns`
+    are those of files without names, None if the set states none; remissions of files range from 0 to `remission_max`,
+    and are required if `has_remission`. Files number `num_beams` beams in `ring_order`; None if they number none.
+    `image_px` is the height and width of range images in .npy files, if the set has such files. `no_return` is the mark
+    of points without a return, None if files do not mark them. `withheld` says what becomes of points that files flag
+    as deleted.
     """
 
     ids_of_classes: tuple[int, ...]
@@ -110,6 +115,7 @@ class ScanInputSpec:
     image_px: tuple[int, int] | None = None
     no_return: Literal["nan"] | None = None
     withheld: Literal["drop", "keep"] = "drop"
+    label_form: LabelForm = "semantic_kitti"
 
 
 Surroundings: TypeAlias = Literal["none", "scan", "room"]

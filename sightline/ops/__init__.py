@@ -35,7 +35,7 @@ from sightline.ops.points.edge_convolution import EdgeSums, edge_extremes, edge_
 from sightline.ops.points.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.points.grouping import gather_points
 from sightline.ops.points.interpolation import interpolate, packed_interpolate
-from sightline.ops.points.meshes import areas_and_normals, sample_surface
+from sightline.ops.points.meshes import areas_and_normals, sample_surface, vertex_normals
 from sightline.ops.points.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.points.normals import estimate_normals
 from sightline.ops.points.pointnet2 import (
@@ -212,5 +212,6 @@ __all__ = [
     "three_nn",
     "uniform_quaternion",
     "unpack",
+    "vertex_normals",
     "voxel_grid",
 ]

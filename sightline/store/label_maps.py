@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ IGNORE_INDEX = 255
 """Class of points that are neither trained on nor scored, in maps that do not ignore class 0."""
 _UNKNOWN = -1
 _MAX_NAMED = 3
+_ADVICE = "add them to a map of your own: data.label_map=FILE.yaml"
 
 
 class LabelMap:
     """Checked label map: every class 0 to C-1 has an id, which maps back to that class.
 
     `class_names` and `ids_of_classes` have C entries, class 0 first; `colors_rgb` and `frequencies` too, or none.
-    `ignore_index` is 0 if the map ignores class 0, else 255, to which the map may map ids.
+    `ignore_index` is 0 if the map ignores class 0, else 255, to which the map may map ids. `advice` is what to do about
+    an id that is not in the map.
     """
 
-    def __init__(self, tables: Mapping[str, Any], *, where: str) -> None:
-        self.where = where
+    def __init__(self, tables: Mapping[str, Any], *, where: str, advice: str = _ADVICE) -> None:
+        self.where, self._advice = where, advice
         read = partial(_read_table, tables, where)
         to_class = read("learning_map", _is_id, f"a whole number from 0 to {MAX_ID}")
         to_id = read("learning_map_inv", _is_id, f"a whole number from 0 to {MAX_ID}")
@@ -98,10 +100,7 @@ class LabelMap:
     def _format_unknown_ids(self, ids: np.ndarray, counts: np.ndarray) -> str:
         texts = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
         subject = "the label id" if len(texts) == 1 else "the label ids"
-        return (
-            f"{subject} {join_some(texts, most=_MAX_NAMED)} not in the map {self.where}; add them to a map of your "
-            "own: data.label_map=FILE.yaml"
-        )
+        return f"{subject} {join_some(texts, most=_MAX_NAMED)} not in the map {self.where}; {self._advice}"
 
 
 def identity_map(ids: Sequence[int], id_names: Mapping[int, str], *, where: str) -> LabelMap:
@@ -131,6 +130,27 @@ def make_label_map(names: Sequence[str | None], *, where: str = "data.label_map"
     to_class = {**dict.fromkeys(range(len(names)), ignored), **{raw: label for label, raw in to_id.items()}}
     tables = {"labels": labels, "learning_map": to_class, "learning_map_inv": to_id}
     return LabelMap({**tables, "learning_ignore": {0: ignores_zero}}, where=where)
+
+
+def map_names(
+    categories: Mapping[int, str], classes: Mapping[str, Sequence[str]], *, ignored: Collection[str], where: str
+) -> LabelMap:
+    """Build a map of ids by the names of their `categories`: a class has the ids of one or more categories.
+
+    Ids of `ignored` categories are of no class, and those of any other are not in the map. Raises DataError for a class
+    without an id.
+    """
+    raw_ids = {name: raw for raw, name in categories.items()}
+    to_class = {raw_ids[name]: IGNORE_INDEX for name in ignored if name in raw_ids}
+    to_id = {}
+    for index, (name, members) in enumerate(classes.items()):
+        own = [raw_ids[member] for member in members if member in raw_ids]
+        if not own:
+            raise DataError(f"{where}: names no category of the class '{name}' ({', '.join(members)}); get it again")
+        to_class |= dict.fromkeys(own, index)
+        to_id[index] = own[0]
+    labels = {to_id[index]: name for index, name in enumerate(classes)}
+    return LabelMap({"labels": labels, "learning_map": to_class, "learning_map_inv": to_id}, where=where)
 
 
 def read_label_map(name: str | Sequence[str | None], builtin: Mapping[str, Path]) -> LabelMap:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from sightline.contract.errors import DataError
+from sightline.ops.points.meshes import vertex_normals
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.cloud_values import check_strays
 from sightline.store.files.column_names import COLOURS
+from sightline.store.files.input_files import damaged
 
 _MAX_8_BITS, _MAX_16_BITS = 2**8 - 1, 2**16 - 1
 
@@ -18,23 +22,24 @@ def prepare_scene(
     scale: float,
     colour_max: float | None,
     with_colours: bool,
-    with_normals: bool,
+    normals: Literal["stored", "faces"] | None,
     where: str,
 ) -> dict[str, np.ndarray]:
     """Make the columns `points` (N, 3) float32 and, if requested, `colours` (N, 3) uint8, `normals` (N, 3) float32.
 
     Points are relative to the lowest corner, so that float32 stays exact far from the origin, and multiplied by
-    `scale`. Colours are the channels red, green and blue from 0 to `colour_max`, by default to `find_colour_max`;
-    normals are normalised to length 1. Raises DataError, led by `where`, for a scene without the requested channels, or
-    with colours on another scale.
+    `scale`. Colours are the channels red, green and blue from 0 to `colour_max`, by default to `find_colour_max`.
+    Normals are those `stored`, normalised to length 1, or by `vertex_normals` of the `faces` of a mesh. Raises
+    DataError, led by `where`, for a scene without the requested channels or faces, or with colours on another scale.
     """
     check_strays(cloud.points, where=where)
     prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
     if with_colours:
         limit = find_colour_max(cloud) if colour_max is None else colour_max
         prepared["colours"] = _read_colours(cloud, limit, where)
-    if with_normals:
-        prepared["normals"] = _normalise_normals(cloud, where)
+    if normals is not None:
+        make_normals = _normalise_normals if normals == "stored" else _compute_normals
+        prepared["normals"] = make_normals(cloud, where)
     return prepared
 
 
@@ -96,3 +101,12 @@ def _normalise_normals(cloud: PointCloud, where: str) -> np.ndarray:
     if not length.all():
         raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; correct the file")
     return (cloud.normals / length[:, None]).astype(np.float32)
+
+
+def _compute_normals(cloud: PointCloud, where: str) -> np.ndarray:
+    if cloud.faces is None or not len(cloud.faces):
+        raise DataError(f"{where}: has no faces, from which normals are computed; give the whole mesh")
+    try:
+        return vertex_normals(cloud.points, cloud.faces).astype(np.float32)
+    except ValueError as error:
+        raise damaged(f"{where}: {error}") from error

@@ -21,8 +21,8 @@ from tests.data.clouds import (
 from tests.data.clouds.test_psb19 import arrays as psb19_arrays
 from tests.data.depth.depth_trees import write_hands2017, write_icvl, write_itop, write_msra, write_nyu
 from tests.data.depth.own_frames import write_own_frames
-from tests.data.scans import lidar_writers, test_nuscenes_lidarseg, test_scan_folder, test_squeezeseg_npy
-from tests.data.scenes import scene_writers, test_s3dis_integers, test_scannet, test_scene_folder
+from tests.data.scans import lidar_writers, nuscenes_writers, test_scan_folder, test_squeezeseg_npy
+from tests.data.scenes import scannet_writers, scene_writers, test_s3dis_integers, test_scene_folder
 from tests.data.scenes.test_s3dis_one_room import arrays as room_arrays
 
 
@@ -58,7 +58,6 @@ def _poss(folder: Path) -> None:
 
 _PEOPLE = {"train": ["00_00000", "03_00000"], "test": ["01_00000"]}
 _OWN_SCANS = {"columns": test_scan_folder.COLUMNS, "num_beams": 16}
-_NUSCENES = {"num_beams": 32, "ring_order": "bottom_first"}
 
 ROWS = {
     "modelnet_npz": SetRow("modelnet40", partial(modelnet_writers.write_layout, "npz"), source="shapes.npz"),
@@ -81,7 +80,11 @@ ROWS = {
         "s3dis", lambda folder: test_s3dis_integers.write_npy(folder, test_s3dis_integers.table()), {"order": "B"}
     ),
     "s3dis_one_room": SetRow("s3dis_one_room", partial(_save, room_arrays()), source="source.npz"),
-    "scannet": SetRow("scannet", test_scannet.write_scannet),
+    "scannet_segments": SetRow("scannet", scannet_writers.write_segments),
+    "scannet_labels": SetRow("scannet", scannet_writers.write_labels, arguments={"normals": True, "colours": False}),
+    "scannet_converted": SetRow("scannet", scannet_writers.write_converted),
+    "scannet200_segments": SetRow("scannet200", scannet_writers.write_segments, arguments={"normals": True}),
+    "scannet200_converted": SetRow("scannet200", scannet_writers.write_converted),
     "boxes3d_folder": SetRow("boxes3d_folder", write_streets, {"columns": ("x", "y", "z", "intensity")}),
     "kitti_boxes3d": SetRow("kitti_boxes3d", lambda folder: lidar_writers.write_kitti_object(folder, 4)),
     "scene_folder": SetRow("scene_folder", test_scene_folder.write_folder, {"up_axis": "z", "unit": "m"}),
@@ -94,12 +97,7 @@ ROWS = {
     "scan_folder": SetRow(
         "scan_folder", lambda folder: lidar_writers.write_own(folder, 3), _OWN_SCANS, {"sensor": lidar_writers.OWN}
     ),
-    "nuscenes_lidarseg": SetRow(
-        "scan_folder",
-        test_nuscenes_lidarseg.write_nuscenes,
-        _NUSCENES,
-        {"sensor": {**test_nuscenes_lidarseg.SENSOR, "remission_max": 255}},
-    ),
+    "nuscenes_lidarseg": SetRow("nuscenes_lidarseg", nuscenes_writers.write_nuscenes),
     "icvl_hands": SetRow("icvl_hands", write_icvl),
     "nyu_hands": SetRow("nyu_hands", lambda folder: write_nyu(folder, {"train": 2, "test": 1})),
     "hands2017": SetRow("hands2017", lambda folder: write_hands2017(folder, with_test_labels=True)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -108,18 +109,26 @@ def class_row(rows: Rows, number: int, ignored: int) -> dict[str, float]:
     return {"iou": iou, "accuracy": share(both, count), "count": count}
 
 
-def label_figures(rows: Rows, ignored: int = NONE, absent: str = "skipped") -> dict[str, float]:
+def label_figures(
+    rows: Rows, ignored: int = NONE, absent: str = "skipped", groups: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> dict[str, float]:
     classes = [class_row(rows, number, ignored) for number in range(5)]
     counted = [row for row in rows if row[1] != ignored]
     answered = [row for row in counted if row[0] != ignored]
-    ious = [one["iou"] for number, one in enumerate(classes) if number != ignored]
-    zero = 0.0 if absent == "zero" and counted else math.nan
-    return {
-        "miou": mean(zero if math.isnan(iou) else iou for iou in ious),
-        "overall_accuracy": share(sum(answer == label for answer, label in answered), len(answered)),
-        "mean_class_accuracy": mean(one["accuracy"] for one in classes),
-        **{f"{NAMES[number]}/{name}": value for number, one in enumerate(classes) for name, value in one.items()},
-    }
+    rules = {"": absent} if absent != "both" else {"": "skipped", "_absent_zero": "zero"}
+
+    def mean_of(name: str, rule: str, members: Iterable[int] = range(5)) -> float:
+        zero = 0.0 if rule == "zero" and counted else math.nan
+        values = [classes[number][name] for number in members if number != ignored]
+        return mean(zero if math.isnan(value) else value for value in values)
+
+    numbers = {"overall_accuracy": share(sum(answer == label for answer, label in answered), len(answered))}
+    for suffix, rule in rules.items():
+        numbers[f"miou{suffix}"] = mean_of("iou", rule)
+        numbers[f"mean_class_accuracy{suffix}"] = mean_of("accuracy", rule)
+        numbers |= {f"miou_{name}{suffix}": mean_of("iou", rule, members) for name, members in groups.items()}
+    rows_of = {f"{NAMES[number]}/{name}": value for number, one in enumerate(classes) for name, value in one.items()}
+    return {**numbers, **rows_of}
 
 
 def accuracy_reference(batches: Batches) -> dict[str, float]:
@@ -127,11 +136,16 @@ def accuracy_reference(batches: Batches) -> dict[str, float]:
     return {name: value for name, value in label_figures(rows).items() if "iou" not in name}
 
 
-def iou_reference(batches: Batches, ignored: int = NONE, absent: str = "skipped") -> dict[str, float]:
+def iou_reference(
+    batches: Batches,
+    ignored: int = NONE,
+    absent: str = "skipped",
+    groups: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, float]:
     samples = [one for batch in batches for one in batch]
     scores = [[class_row(pairs_of([one]), number, ignored)["iou"] for number in range(5)] for one in samples]
     alone = {f"sample {number}": mean(each) for number, each in enumerate(scores)}
-    return {**label_figures(pairs_of(samples), ignored, absent), **alone}
+    return {**label_figures(pairs_of(samples), ignored, absent, groups), **alone}
 
 
 def calibration_reference(batches: Batches, key: str, bins: int = 15) -> dict[str, float]:
@@ -455,6 +469,14 @@ CASES = [
         IGNORED_CLASS,
         POINT_KEYS,
         lambda sample: {**sample, "target": np.zeros_like(sample["target"])},
+    ),
+    Case(
+        "iou",
+        draw_points,
+        lambda batches: iou_reference(batches, absent="both", groups={"large": (0, 3), "small": (1, 2, 4)}),
+        {**CLASSES, "absent": "both", "class_groups": ("large", "small", "small", "large", "small")},
+        POINT_KEYS,
+        without_label,
     ),
     Case("calibration", draw_classes, lambda rows: calibration_reference(rows, "label"), COUNTED, ignore=without_label),
     Case(

@@ -191,6 +191,70 @@ def test_an_answer_that_is_no_class_is_refused_not_counted_as_the_last(shared: P
         confusion_matrix(answer, label, num_classes=4, ignore_index=IGNORED)
 
 
+@pytest.mark.shared
+@run_each("case", ["plain", "absent", "ign", "void"])
+def test_pointcept_counts_absent_classes_as_0_and_we_do_both(shared: Path, case: str) -> None:
+    """Theirs adds 1e-10 below every fraction, and gives 0 where nothing counts, for which we give no number."""
+    golden = load_golden(shared, "fn_miou", area="voxels")
+    pair = golden.tensor(f"{case}.pred"), golden.tensor(f"{case}.target")
+    ignored = int(golden.tensor(f"{case}.ignore"))
+    metrics = {
+        absent: IoU(num_classes=int(golden.tensor(f"{case}.K")), ignore_index=ignored, absent=absent)
+        for absent in ("skipped", "zero", "both")
+    }
+    state = measured(metrics["both"], [pair], [[0]])
+    counts = state["confusion"]
+    assert torch.equal(counts.diagonal(), golden.tensor(f"{case}.inter"))
+    assert torch.equal(counts.sum(dim=1), golden.tensor(f"{case}.tgt"))
+    assert torch.equal(state["union"][0], golden.tensor(f"{case}.union"))
+    for name in ("inter", "union", "tgt"):  # their variant on GPUs
+        assert torch.equal(golden.tensor(f"{case}.gpu_{name}").long(), golden.tensor(f"{case}.{name}"))
+    bound = {"abs": 1e-11, "nan_ok": True}
+    rows = metrics["both"].per_class(state).values()
+    for name, stored in (("iou", "iou"), ("accuracy", "acc")):
+        found = np.nan_to_num([row[name] for row in rows])
+        assert found == pytest.approx(golden.tensor(f"{case}.{stored}").numpy(), **bound)
+    figures = {absent: metric.compute(state) for absent, metric in metrics.items()}
+    for name, stored in (("miou", "mIoU"), ("mean_class_accuracy", "mAcc")):
+        expected = {key: golden.tensor(f"{case}.{key}{stored}").item() for key in ("", "corrected_")}
+        assert figures["skipped"][name] == pytest.approx(expected["corrected_"], **bound)
+        assert np.nan_to_num(figures["zero"][name]) == pytest.approx(expected[""], **bound)
+        assert figures["both"][name] == pytest.approx(expected["corrected_"], **bound)
+        assert np.nan_to_num(figures["both"][f"{name}_absent_zero"]) == pytest.approx(expected[""], **bound)
+        assert math.isnan(figures["zero"][name]) == (case == "void")
+    overall = golden.tensor(f"{case}.allAcc").item()
+    for found in figures.values():
+        assert np.nan_to_num(found["overall_accuracy"]) == pytest.approx(overall, **bound)
+
+
+@pytest.mark.shared
+def test_pointcept_counts_a_prediction_beyond_the_classes_and_we_refuse_it(shared: Path) -> None:
+    golden = load_golden(shared, "fn_miou", area="voxels")
+    pair = golden.tensor("topbin.pred"), golden.tensor("topbin.target")
+    with pytest.raises(ValueError, match=r"prediction: found class 4, there are 4 \(0 \.\. 3\)"):
+        confusion_matrix(*pair, num_classes=4, ignore_index=-1)
+
+
+def test_means_of_groups_of_classes_by_hand() -> None:
+    """Of five classes d is ignored and e absent: a and b have 1/2, c has 1; the groups are head, head and tail."""
+    groups = ("head", "head", "tail", "tail", "tail")
+    room = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 1, 0, 2, 3])
+    expected = {"miou": (1 / 2 + 1 / 2 + 1) / 3, "miou_head": 1 / 2, "miou_tail": 1.0}
+    zeroed = {"miou": (1 / 2 + 1 / 2 + 1) / 4, "miou_head": 1 / 2, "miou_tail": 1 / 2}
+    for absent, means in (
+        ("skipped", expected),
+        ("zero", zeroed),
+        ("both", expected | {f"{name}_absent_zero": value for name, value in zeroed.items()}),
+    ):
+        arguments = {"num_classes": 5, "ignore_index": 3, "class_groups": groups}
+        metric = registry.metrics.build(ComponentConfig("iou", {"absent": absent}), facts=arguments)
+        state = measured(metric, [room], [[0]])
+        found = metric.compute(state)
+        assert {name: value for name, value in found.items() if "miou" in name} == pytest.approx(means)
+        assert metric.sums(state).keys() == means.keys()
+    assert [name for name in IoU(num_classes=5).compute(state) if "miou" in name] == ["miou"]
+
+
 def test_nan_and_foreign_labels_are_refused() -> None:
     metric = IoU(num_classes=3, ignore_index=IGNORED)
     given_to = {"cloud_offsets": torch.tensor([0, 2]), "sample_index": torch.tensor([0])}

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from sightline.ops.points.meshes import areas_and_normals, sample_surface
+from sightline.ops.points.meshes import areas_and_normals, sample_surface, vertex_normals
 from sightline.ops.points.normals import estimate_normals
 from sightline.ops.points.rotations import euler_matrix, rotate_points
 from tests.cases import run_each
@@ -30,6 +30,23 @@ def test_areas_and_normals_by_hand() -> None:
     areas, normals = areas_and_normals(VERTICES, FACES)
     np.testing.assert_array_equal(areas, AREAS)
     np.testing.assert_array_equal(normals, NORMALS)
+
+
+def test_normals_of_vertices_by_hand() -> None:
+    """At (0, 0, 0) the floor has the area 12 and the wall 3: the normal leans by a quarter, and not by a half."""
+    isolated = np.vstack([VERTICES, [[9, 9, 9]]])
+    normals = vertex_normals(isolated, FACES)
+    expected = [[0, -3, 12], [0, -3, 6], [0, 0, 1], [0, 0, 1], [0, -1, 0], [0, 0, 0]]
+    lengths = [math.sqrt(153), math.sqrt(45), 1, 1, 1, 1]
+    np.testing.assert_allclose(normals, np.array(expected) / np.array(lengths)[:, None], rtol=0, atol=1e-15)
+
+
+def test_faces_that_cancel_leave_no_normal() -> None:
+    """A sheet with two sides, turned so that its sums are not exactly 0; and a mesh without a face."""
+    sheet = VERTICES @ np.array([[0.6, 0.48, 0.64], [-0.8, 0.36, 0.48], [0, -0.8, 0.6]])
+    both = np.vstack([FACES, FACES[:, [1, 0, 2]]])
+    assert not vertex_normals(sheet, both).any()
+    assert not vertex_normals(sheet, FACES[:0]).any()
 
 
 def test_faces_are_drawn_by_their_area() -> None:
@@ -94,7 +111,7 @@ def test_meshes_that_have_no_areas_to_draw_by_are_refused(
     vertices: list[list[float]], faces: list[list[int]], message: str
 ) -> None:
     """Each drew all of its points from the other faces, or from others' vertices, or from one face without a normal."""
-    for function in (areas_and_normals, _draw):
+    for function in (areas_and_normals, vertex_normals, _draw):
         with pytest.raises(ValueError, match=message):
             function(np.array(vertices), np.array(faces))
 

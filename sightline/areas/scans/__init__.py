@@ -7,6 +7,7 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.kitti_object": "kitti_object",
+        "sets.nuscenes_lidarseg": "nuscenes_lidarseg",
         "sets.scan_folder": "scan_folder",
         "sets.semantic_kitti": "semantic_kitti",
         "sets.semantic_poss": "semantic_poss",

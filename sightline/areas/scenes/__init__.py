@@ -7,7 +7,7 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.s3dis": "s3dis s3dis_one_room",
-        "sets.scannet": "scannet",
+        "sets.scannet": "scannet scannet200",
         "sets.scene_folder": "scene_folder",
         "sets.synthetic_rooms": "synthetic_rooms",
     },

@@ -1,10 +1,13 @@
-"""Triangle meshes: areas, normals, and points sampled uniformly over them."""
+"""Triangle meshes: areas, normals of faces and vertices, and points sampled uniformly over them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+
+_MIN_SHARE = 1e-9
+"""Least length of a sum of normals, as a share of the areas in it: below, faces cancel but for rounding."""
 
 
 class SurfacePoints(NamedTuple):
@@ -33,6 +36,26 @@ def areas_and_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
     _refuse(~np.isfinite(double_area_F), faces, "faces", "its area is too large for float64; scale the vertices down")
     safe_F = np.where(double_area_F > 0, double_area_F, 1.0)
     return double_area_F / 2, cross_F3 / safe_F[:, None]
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Compute the unit normal (V, 3) float64 of every vertex: its faces' normals, weighted by their areas.
+
+    A vertex without a face that has an area, and one whose faces cancel, has the normal 0.
+    `vertices` (V, 3), `faces` (F, 3) integer. Raises ValueError as `areas_and_normals`.
+    Source: Gouraud 1971, section 3 (mean of the faces' normals); the areas as weights are usual since.
+    """
+    areas_F, normals_F3 = areas_and_normals(vertices, faces)
+    corners, num_vertices = faces.ravel(), len(vertices)
+    columns = [areas_F, *(areas_F[:, None] * normals_F3).T]
+    total_V, *sums = (np.bincount(corners, np.repeat(column, 3), minlength=num_vertices) for column in columns)
+    sums_V3 = np.stack(sums, axis=1)
+    length_V = np.linalg.norm(sums_V3, axis=1)
+    has_normal_V = length_V > _MIN_SHARE * total_V
+    normals_V3: np.ndarray = np.where(
+        has_normal_V[:, None], sums_V3 / np.where(has_normal_V, length_V, 1.0)[:, None], 0
+    )
+    return normals_V3
 
 
 def _refuse(is_wrong: np.ndarray | np.bool, rows: np.ndarray, name: str, reason: str) -> None:

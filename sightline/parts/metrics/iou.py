@@ -14,11 +14,13 @@ from sightline.parts.metrics.confusion import (
     LabelMetric,
     class_ious,
     confusion_matrix,
-    mean_class_accuracy,
     overall_accuracy,
     recalls,
 )
 from sightline.parts.metrics.predicted_labels import predict_classes
+
+_ABSENT_ZERO = "_absent_zero"
+"""Ending of the means that count classes without points as 0, where others skip them."""
 
 
 def assert_offsets(cloud_offsets: Tensor, *, num_points: int, num_clouds: int) -> None:
@@ -36,11 +38,13 @@ class IoU(LabelMetric):
     """Mean IoU, overall accuracy and mean class accuracy over all points that are not ignored, 0 to 1.
 
     `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and is skipped,
-    or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose index is
-    ignored is left out of the mean: points with that label do not count, predicting it for another point is a miss of
-    that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come from one
-    confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the lowest index
-    among equals.
+    or with `absent: zero` counts 0 in the mean, as the evaluators of SemanticKITTI and of Pointcept count it, and so
+    does a class without labels in `mean_class_accuracy`. With `absent: both` these skip it, and the means that count it
+    have names that end in `_absent_zero`. If the set puts its classes into groups (`class_groups`, the group of each
+    class), `miou_GROUP` is the mean over the classes of a group. A class whose index is ignored is left out of all
+    means: points with that label do not count, predicting it for another point is a miss of that point's class alone,
+    and `overall_accuracy` is over the points for which it is not predicted. All come from one confusion matrix, never
+    from means of batches or scenes. The prediction is the most probable class, the lowest index among equals.
 
     >>> import torch
     >>> from sightline.parts.metrics import IoU, Meter
@@ -66,11 +70,19 @@ class IoU(LabelMetric):
         num_classes: int,
         class_names: tuple[str, ...] | None = None,
         ignore_index: int | None = None,
-        absent: Literal["skipped", "zero"] = "skipped",
+        class_groups: tuple[str, ...] | None = None,
+        absent: Literal["skipped", "zero", "both"] = "skipped",
     ) -> None:
         super().__init__(num_classes=num_classes, class_names=class_names, ignore_index=ignore_index)
-        self.scores_absent_zero = absent == "zero"
+        groups = () if class_groups is None else tuple(class_groups)
+        assert len(groups) in (0, num_classes), f"{len(groups)} groups for {num_classes} classes"
+        self.scores_absent_zero = absent != "skipped"
+        self._rules = {"skipped": {"": False}, "zero": {"": True}, "both": {"": False, _ABSENT_ZERO: True}}[absent]
         self._is_ignored = torch.arange(num_classes) == (-1 if ignore_index is None else ignore_index)
+        self._means = {"miou": ~self._is_ignored}
+        for group in dict.fromkeys(groups):
+            is_member = torch.tensor([name == group for name in groups])
+            self._means[f"miou_{group}"] = is_member & ~self._is_ignored
 
     def new_state(self, *, num_samples: int = 0) -> State:
         slots = {name: torch.zeros(num_samples, self.num_classes, dtype=torch.int64) for name in sorted(self.slots)}
@@ -104,15 +116,16 @@ class IoU(LabelMetric):
 
     def compute(self, state: State) -> dict[str, float]:
         confusion = state["confusion"]
-        ious = self._ious(confusion)
-        ious = ious[~self._is_ignored]
-        if self.scores_absent_zero and bool(confusion.any()):
-            ious = ious.nan_to_num(nan=0.0)
-        return {
-            "miou": ious.nanmean().item(),
-            "overall_accuracy": overall_accuracy(confusion * ~self._is_ignored),
-            "mean_class_accuracy": mean_class_accuracy(confusion),
-        }
+        ious, shares = self._ious(confusion), recalls(confusion)[~self._is_ignored]
+        by_class = {**{name: ious[is_member] for name, is_member in self._means.items()}, "mean_class_accuracy": shares}
+        means: dict[str, float] = {}
+        for suffix, is_zero in self._rules.items():
+            has_zeros = is_zero and bool(confusion.any())
+            for name, values in by_class.items():
+                means[name + suffix] = (values.nan_to_num(nan=0.0) if has_zeros else values).nanmean().item()
+        accuracies = {"overall_accuracy": overall_accuracy(confusion * ~self._is_ignored)}
+        accuracies["mean_class_accuracy"] = means.pop("mean_class_accuracy")
+        return {"miou": means.pop("miou"), **accuracies, **means}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Return, by class name, `iou` and `accuracy` (NaN if nothing counts) and the `count` of its points."""
@@ -130,9 +143,14 @@ class IoU(LabelMetric):
         return ious.nanmean(dim=1)
 
     def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of `miou`, of each scene."""
-        common, union = (state[name][:, ~self._is_ignored] for name in ("common", "union"))
-        return {"miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan)}
+        """Return the sums of the means of IoU, of each scene."""
+        return {
+            name + suffix: SampleSums(
+                state["common"][:, is_member], state["union"][:, is_member], empty=0.0 if is_zero else torch.nan
+            )
+            for suffix, is_zero in self._rules.items()
+            for name, is_member in self._means.items()
+        }
 
     def class_intervals(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of the `iou` of each class, of each scene."""

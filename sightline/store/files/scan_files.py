@@ -58,10 +58,10 @@ def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndar
 
 
 def write_label_ids(path: Path, ids: np.ndarray) -> None:
-    """Write ids (N,) as a SemanticKITTI label file, without instances; the file is complete or absent."""
+    """Write ids (N,) as a label file that `read_label_ids` reads, without instances; it is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomic(path) as file:
-        file.write(ids.astype("<u4").tobytes())
+        file.write(ids.astype(_LABEL_DTYPES.get(path.suffix, "<u4")).tobytes())
 
 
 def read_matrices(path: Path) -> dict[str, MatrixRow]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -229,18 +228,6 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
             f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other} when preparing, or "
             "correct the order of x, y, z and ring in columns or --columns"
         )
-
-
-def scan_name(path: Path) -> str | None:
-    """Return `08/000000` for `.../08/velodyne/000000.bin`; None for a file in another layout."""
-    sequence = path.absolute().parent.parent.name
-    return f"{sequence}/{path.stem}" if path.parent.name == "velodyne" and sequence.isdecimal() else None
-
-
-def label_path(name: str | None) -> Path | None:
-    """Return `sequences/08/predictions/000000.label` for the scan `08/000000`; None for other names."""
-    match = re.fullmatch(r"(\d+)/(\d+)", name or "")
-    return match and Path("sequences", match[1], "predictions", f"{match[2]}.label")
 
 
 def without_endings(names: Sequence[str]) -> list[str]:

@@ -31,7 +31,8 @@ from sightline.runs.run_documents import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.atomic_write import REPEAT, disk_failure
 from sightline.store.files.scan_files import read_label_ids, write_label_ids
-from sightline.store.files.scan_reading import label_path, without_endings
+from sightline.store.files.scan_reading import without_endings
+from sightline.store.scans.label_files import LABEL_FILES, LabelFiles, collect_extras
 
 MANIFEST = "manifest.json"
 """Name of the manifest, which is written last: a folder with it is complete."""
@@ -44,9 +45,9 @@ class LabelWriter:
     """Writer of an evaluation's predicted labels, called by an `Evaluator` batch by batch, on every process.
 
     Samples with a label per point have a file each, int16 (N,) in the order of the points that were scored: those of
-    the whole cloud if evaluation thins it and predicts all its points. For LiDAR scans a `.label` file contains the
-    same as ids of the set, at the path of SemanticKITTI's evaluator, or next to it. Samples with one label have it in
-    the manifest. An earlier manifest of the folder is removed at the first batch.
+    the whole cloud if evaluation thins it and predicts all its points. For LiDAR scans a label file of the benchmark
+    contains the same as ids, at the path of its evaluator, or next to it. Samples with one label have it in the
+    manifest. An earlier manifest of the folder is removed at the first batch.
     """
 
     writes = "probabilities"
@@ -58,11 +59,12 @@ class LabelWriter:
         self._facts = part.dataset.info.facts
         form = part.dataset.info.scans
         self._ids = None if form is None else np.array(form.ids_of_classes, dtype=np.uint32)
+        self._form = LABEL_FILES[form.label_form if form is not None else "semantic_kitti"]
         self._world = world
         indices = part.indices.tolist()
         names = [part.sample_name(index) for index in indices]
         self._stems = dict(zip(indices, file_stems(names), strict=True))
-        self._label_files = dict(zip(indices, label_files(names), strict=True))
+        self._label_files = dict(zip(indices, label_files(names, self._form), strict=True))
         self._entries: list[dict[str, Any]] = []
         self._directory = world.run_directory(path)
         self._directory.remove(MANIFEST)
@@ -97,6 +99,9 @@ class LabelWriter:
             if ious is not None:
                 entry["iou"] = float(ious[entry["index"]])
         document = {**about, "class_names": list(self._facts.get("class_names", ())), "samples": entries}
+        if self._ids is not None:
+            for path, content in collect_extras(self._form, [Path(entry["label_file"]) for entry in entries]).items():
+                self._directory.write_bytes(str(path), content)
         self._directory.write_json(MANIFEST, document)
 
     @contextmanager
@@ -109,10 +114,10 @@ class LabelWriter:
             raise disk_failure(error, path, again=REPEAT) from error
 
 
-def label_files(names: Sequence[str]) -> list[str]:
+def label_files(names: Sequence[str], form: LabelFiles) -> list[str]:
     """Return the path of each scan's label file in the folder of predictions, without the ending of the scan's name."""
     stems = file_stems(without_endings(names))
-    return [str(label_path(name) or f"{stem}.label") for name, stem in zip(names, stems, strict=True)]
+    return [str(form.path_of(name) or f"{stem}{form.ending}") for name, stem in zip(names, stems, strict=True)]
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
@@ -146,17 +151,18 @@ _MAX_NAMED = 3
 
 
 class ExternalPredictions:
-    """Predicted labels of a split's samples, from a folder of `evaluate --save-predictions` or of `.label` files.
+    """Predicted labels of a split's samples, from a folder of `evaluate --save-predictions` or of label files.
 
-    `.label` files have the paths of SemanticKITTI's evaluator, `sequences/08/predictions/000000.label`, or the names of
-    the samples, as `predict` and `evaluate` write them, and contain ids of the set's label map. `surplus` are files of
-    no sample of the split.
+    Label files have the paths of the benchmark's evaluator, such as `sequences/08/predictions/000000.label`, or the
+    names of the samples, as `predict` and `evaluate` write them, and contain ids of the set's label map. `surplus` are
+    files of no sample of the split.
     Raises DataError for samples without a file, and for a folder of other classes.
     """
 
     def __init__(self, path: Path, part: DataSubset) -> None:
         self._part = part
-        self._map = part.dataset.label_map
+        self._map, scans = part.dataset.label_map, part.dataset.info.scans
+        form = LABEL_FILES["semantic_kitti" if scans is None else scans.label_form]
         names = [part.sample_name(index) for index in part.indices.tolist()]
         if not path.is_dir():
             what = "is a file; give the folder of the predictions" if path.exists() else "there is no such folder"
@@ -165,9 +171,9 @@ class ExternalPredictions:
             files, self.surplus = _read_manifest_files(path, names, part)
         else:
             if self._map is None:
-                raise DataError(f"{path}: has no {MANIFEST}; .label files are of sets with a label map")
-            files = _find_label_files(path, names)
-            self.surplus = sorted({*path.rglob("*.label")} - {*files})
+                raise DataError(f"{path}: has no {MANIFEST}; {form.ending} files are of sets with a label map")
+            files = _find_label_files(path, names, form)
+            self.surplus = sorted({*path.rglob(f"*{form.ending}")} - {*files})
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise DataError(
@@ -179,7 +185,7 @@ class ExternalPredictions:
     def labels_for(self, index: int, *, num_points: int) -> np.ndarray:
         """Read the classes (N,) int64 of a sample. Raises DataError for a wrong length, and for unknown ids."""
         file, name = self._files[index], self._part.sample_name(index)
-        if file.suffix == ".label":
+        if file.suffix != ".npy":
             ids = read_label_ids(file, num_points=num_points, points_path=Path(name))
             classes: np.ndarray = self._map.classes(ids, where=str(file))
             return classes
@@ -243,17 +249,21 @@ def _make_predictions(sample: Mapping[str, Any], index: int, labels_of_files: Ex
     }
 
 
-def _find_label_files(path: Path, names: Sequence[str]) -> list[Path]:
+def _find_label_files(path: Path, names: Sequence[str], form: LabelFiles) -> list[Path]:
     """Find the file of each scan, named as by `evaluate` or `predict`, in sub-folders or not."""
-    bare = without_endings(names)
-    times = Counter(PurePosixPath(name).name for name in bare)
-    files = []
-    for name, first in zip(bare, label_files(names), strict=True):
-        last = PurePosixPath(name).name
-        alternatives = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else [])]
-        candidates = [path / name for name in (first, *alternatives)]
-        files.append(next((path for path in candidates if path.is_file()), candidates[0]))
-    return files
+    bare, first = without_endings(names), label_files(names, form)
+    alternatives = [
+        [f"{name}{form.ending}" for name in bare],
+        [f"{PurePosixPath(name).name}{form.ending}" for name in bare],
+        [PurePosixPath(file).name for file in first],
+    ]
+    times = [Counter(files) for files in alternatives]
+    found = []
+    for candidates in zip(first, *alternatives, strict=True):
+        unique = [file for file, count in zip(candidates[1:], times, strict=True) if count[file] == 1]
+        paths = [path / file for file in (candidates[0], *unique)]
+        found.append(next((path for path in paths if path.is_file()), paths[0]))
+    return found
 
 
 def _read_manifest_files(path: Path, names: Sequence[str], part: DataSubset) -> tuple[list[Path], list[Path]]:

@@ -97,7 +97,7 @@ def read_sample(
     is_marked = form.scene is not None and form.withheld == "drop"  # every point of a scene gets a label
     withheld = "mark" if is_marked else form.withheld
     cloud = read_cloud(path, columns=columns, used=_used_columns(info), withheld=withheld)
-    if not draws_meshes:
+    if not draws_meshes and form.scene is None:
         cloud = dataclasses.replace(cloud, faces=None)
     name = path.stem if name is None else name
     sample = make_sample(cloud, info, name=name, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
@@ -174,8 +174,9 @@ def _make_scene_sample(
         cloud = cloud.without_withheld()
     if not len(cloud.points):
         raise DataError(f"{where}: all {len(points)} points are flagged withheld, which means deleted; leave it out")
+    normals = scene.get("normals", "stored")
     available = {
-        "normals": cloud.normals,
+        "normals": cloud.normals if normals == "stored" else cloud.points,
         "colours": cloud.points if set(COLOURS) <= set(cloud.channels) else None,
         "normalised_position": cloud.points,
     }
@@ -185,7 +186,7 @@ def _make_scene_sample(
         scale=scene["scale"],
         colour_max=scene["colour_max"],
         with_colours="colours" in info.features,
-        with_normals="normals" in info.features,
+        normals=normals if "normals" in info.features else None,
         where=where,
     )
     if "colours" in prepared:

@@ -39,13 +39,17 @@ from sightline.workbench.predict.predictor import Inference, Predictions, Predic
 logger = logging.getLogger(__name__)
 
 
+_SCAN_FOLDERS = ("velodyne", "samples/LIDAR_TOP")
+
+
 def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Path], list[Refusal]]:
     """Collect the given files and, sorted, those with one of `suffixes` in and below the given folders.
 
     Folders without such files, or that cannot be read, are returned as refusals. Each file occurs once. Numbers in
     names are sorted as numbers: frame_10 follows frame_9. A given file is never skipped, regardless of its suffix;
     skipped files in a folder are named in a warning. Broken links and pipes are among the files. From a folder in
-    KITTI's layouts the files in folders `velodyne` are taken: poses and calibrations are text, too.
+    the layouts of KITTI or nuScenes the files in `velodyne`, or the key frames in `samples/LIDAR_TOP`, are taken: poses
+    and calibrations are text, and labels are `.bin` files, too.
     """
     files: dict[Path, None] = {}
     refused = []
@@ -59,7 +63,7 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
             refused.append(Refusal(path, f"{path}: cannot be read ({error.strerror}); check its permissions"))
             continue
         matches = list_files(path, suffixes)
-        scans = [file for file in matches if file.parent.name == "velodyne"]
+        scans = [file for file in matches if any(map(file.parent.match, _SCAN_FOLDERS))]
         selected = sorted(scans or matches, key=lambda file: list(map(natural_sort_key, file.parts)))
         files |= dict.fromkeys(selected)
         advice = advise_unread(path) if ".jpg" in suffixes else ""

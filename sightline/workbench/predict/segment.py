@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -21,10 +22,11 @@ from sightline.draw.pictures import label_colors
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.parts.metrics.predicted_labels import predict_labels
-from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.atomic_write import open_atomic, replace_atomic
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
-from sightline.store.files.scan_reading import NoReturn, label_path, scan_name
+from sightline.store.files.scan_reading import NoReturn
+from sightline.store.scans.label_files import LABEL_FILES, collect_extras
 from sightline.workbench.predict.classify import CloudPredictor
 from sightline.workbench.predict.file_samples import FileSample, PointOrigin
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite, report_write_errors
@@ -73,8 +75,8 @@ class SegmentPrediction:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
-ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
-"""Ending of each kind of file; `label` contains ids, in the format of SemanticKITTI."""
+ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy"}
+"""Ending of each kind of file, but `label`: ids of LiDAR scans, in the form of the benchmark (`label_files`)."""
 
 
 def _to_float32(points: np.ndarray) -> np.ndarray:
@@ -97,7 +99,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
     the category of all files; without it, that of a file is the name of its folder. `probabilities` is the type in
     which every class's probabilities are kept. `files` are the kinds of files that `write` makes for each cloud, by
-    default all; for scans also `.label` files, in the ids of the set. `lift` replaces that of the run's task. For
+    default all; for scans also the benchmark's `label` files, in its ids. `lift` replaces that of the run's task. For
     scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns. Raises ConfigError for a name
     that the run's set does not have. Source: made here.
     """
@@ -124,7 +126,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         info, cloud_spec = self.info, self.info.clouds
         self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
+        self._form = LABEL_FILES["semantic_kitti" if info.scans is None else info.scans.label_form]
         self._label_paths: Mapping[Path, Path] = {}
+        self._extras: dict[Path, bytes] = {}
         self.no_return = no_return
         if info.scans is None and no_return:
             raise ConfigError("no_return: is an option for LiDAR scans, which the run was not trained on; leave it out")
@@ -133,7 +137,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self.kinds: list[str] = list(files or ("labels", "ply"))
         self.kinds += ["label"] if files is None and info.scans is not None else []
         self.kinds += ["probabilities"] if probabilities is not None else []
-        self.endings = tuple(ENDINGS[kind] for kind in self.kinds)
+        self._ending_of = {**ENDINGS, "label": self._form.ending}
+        self.endings = tuple(self._ending_of[kind] for kind in self.kinds)
         if cloud_spec is not None and cloud_spec.preparation is not None:
             raise ConfigError(
                 f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
@@ -214,29 +219,33 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         return {**super().csv_cells(document), **shares}
 
     def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
-        """Choose the paths as for any cloud; `.label` files of SemanticKITTI go where its evaluator reads them."""
+        """Choose the paths as for any cloud; the benchmark's files of labels go where its evaluator reads them."""
         if "label" in self.kinds:
-            file_by_path: dict[Path, Path] = {}
-            for file in files:
-                relative_path = label_path(scan_name(file))
-                if relative_path is not None and file_by_path.setdefault(out / relative_path, file) != file:
-                    other = file_by_path[out / relative_path]
-                    raise UserError(
-                        f"--out {out}: {other} and {file} both go to {relative_path}; predict them one by one"
-                    )
-            self._label_paths = {file: relative_path for relative_path, file in file_by_path.items()}
+            label_paths = self._form.paths_of(files)
+            first: dict[Path, Path] = {}
+            for file, path in label_paths.items():
+                if (other := first.setdefault(path, file)) != file:
+                    raise UserError(f"--out {out}: {other} and {file} both go to {path}; predict them one by one")
+            self._label_paths = {file: out / path for file, path in label_paths.items()}
+            extras = collect_extras(self._form, label_paths.values())
+            self._extras = {out / path: content for path, content in extras.items()}
         return super().output_names(files, out)
 
     def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
-        """Write labels, coloured cloud, probabilities if a type is set, and the ids of scans; each whole or not."""
-        paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
+        """Write labels, coloured cloud, probabilities if a type is set, and the ids of scans; each whole or not.
+
+        With the first come the further files of a submission.
+        """
+        paths = {kind: name.with_name(name.name + self._ending_of[kind]) for kind in self.kinds}
         if prediction.file in self._label_paths:
             paths["label"] = self._label_paths[prediction.file]
         for kind, path in paths.items():
-            with report_write_errors(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            with report_write_errors(path):
+            with _writing(path):
                 self._write_file(kind, prediction, path)
+        while self._extras:
+            path, content = self._extras.popitem()
+            with _writing(path):
+                replace_atomic(path, content)
         return paths
 
     def _write_file(self, kind: str, prediction: SegmentPrediction, path: Path) -> None:
@@ -286,6 +295,15 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
                 f"called {', '.join(self.categories)}"
             )
         return index
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written; errors are those of `report_write_errors`."""
+    with report_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with report_write_errors(path):
+        yield
 
 
 def nearest_predicted_row(origin: PointOrigin, numbers: np.ndarray) -> np.ndarray:

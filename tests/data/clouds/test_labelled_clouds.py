@@ -130,7 +130,7 @@ def test_a_stray_point_is_named_and_spread_out_clouds_are_not_refused() -> None:
     with pytest.raises(DataError, match=told):
         prepare_cloud(PointCloud(far), num_points=64, where="a.ply")
     with pytest.raises(DataError, match=told):
-        prepare_scene(PointCloud(far), scale=1.0, colour_max=255, with_colours=False, with_normals=False, where="a.ply")
+        prepare_scene(PointCloud(far), scale=1.0, colour_max=255, with_colours=False, normals=None, where="a.ply")
     far[7, 1] = 900 * np.abs(points).max() / 2
     coincide = np.zeros((500, 3))
     coincide[0] = 5

@@ -238,6 +238,14 @@ POINT_ROWS = [
         traits=names(NUMPY),
     ),
     Row(
+        "vertex_normals",
+        {"vertices": normal("N", 3), "faces": faces("E")},
+        lambda vertices, faces: ops.vertex_normals(vertices.numpy(), faces.numpy()),
+        (("N", 3),),
+        none="E",
+        traits=names(NUMPY),
+    ),
+    Row(
         "sample_surface",
         {"vertices": normal("N", 3), "faces": faces("E")},
         lambda vertices, faces: ops.sample_surface(

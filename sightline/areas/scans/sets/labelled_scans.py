@@ -72,7 +72,7 @@ class LabelledScans(PreparedRows):
 
     @property
     def label_map(self) -> LabelMap:
-        """Label map between the ids of files and classes."""
+        """Label map between the ids of files of predicted labels and classes: that of the set's own files."""
         return self._label_map
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -99,7 +99,7 @@ class LabelledScans(PreparedRows):
     def _input_spec(self) -> ScanInputSpec:
         """Return the ScanInputSpec with which `predict` must read a file; the default is KITTI's format."""
         return ScanInputSpec(
-            self._label_map.ids_of_classes,
+            self.label_map.ids_of_classes,
             remission_max=self._sensor.remission_max,
             has_remission=float(self._prepared.manifest["remission_high"]) > 0,
         )
@@ -175,14 +175,17 @@ class NamedScans(LabelledScans):
         full_sensor = self.make_sensor(sensor)
         prepared = self.open_root(root)
         self._check_sensor(prepared, full_sensor)
-        if label_map is None and not self.spec.label_maps:
-            classes = _map_every_id(prepared)
-        else:
-            classes = read_label_map(self.set_name if label_map is None else label_map, self.spec.label_maps)
+        classes = self._read_label_map(prepared, label_map)
         parts = make_splits(
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
         )
         super().__init__(prepared=prepared, split=split, parts=parts, label_map=classes, sensor=full_sensor)
+
+    def _read_label_map(self, prepared: PreparedSet, label_map: str | tuple[str | None, ...] | None) -> LabelMap:
+        """Read the user's label map, or the set's own."""
+        if label_map is None and not self.spec.label_maps:
+            return map_every_id(prepared)
+        return read_label_map(self.set_name if label_map is None else label_map, self.spec.label_maps)
 
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         """Raise ConfigError if the sensor is not that of the prepared scans."""
@@ -192,7 +195,7 @@ AHEAD: SensorBlock = {"preset": "hdl64", "azimuth_deg": (45.0, -45.0)}
 """HDL-64E of which the scans are the view ahead."""
 
 
-def _map_every_id(prepared: PreparedSet) -> LabelMap:
+def map_every_id(prepared: PreparedSet) -> LabelMap:
     """Map ids by the names of the preparation, or every id that occurs to a class."""
     if (names := prepared.manifest.get("options", {}).get("names")) is not None:
         return make_label_map(names, where=f"names of {prepared.root}")

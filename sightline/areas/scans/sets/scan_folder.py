@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sightline.areas.scans.sets.labelled_scans import NamedScans, ScanSpec
-from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
     ListedScan,
@@ -90,14 +89,14 @@ class ScanFolder(NamedScans):
         ring 0 is the top, else the elevations do. `names` are those of the ids 0, 1, 2 and so on, None for one that is
         not scored. With `no_return=nan` points that are NaN at x, y and z have no
         return: they keep their index and label in the file, and are ignored. So are points that a file flags as
-        withheld, unless `withheld` is `keep`. Scans and labels of nuScenes lidarseg are paired by its tables. Raises
-        DataError for a folder without scans, and for a file in another format.
+        withheld, unless `withheld` is `keep`. Raises DataError for a folder without scans, and for a file in another
+        format.
         """
         listed = _find_scans(root)
         scans = [
             ListedScan(part, name, files) for part, members in listed.parts.items() for name, files in members.items()
         ]
-        column_names = listed.columns if columns is None else check_columns(columns)
+        column_names = None if columns is None else check_columns(columns)
         stated = _ReaderOptions(column_names, label.lower(), num_beams, ring_order, no_return, withheld)
         reader, about_rings, notes = _recognise_rings(stated, [scan.files[0] for scan in scans])
         if names is not None:
@@ -105,12 +104,11 @@ class ScanFolder(NamedScans):
         return scan_plan(
             cls,
             layout=listed.layout,
-            root=listed.root,
+            root=root,
             scans=scans,
             columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
             about={
                 "split": describe_split(listed.parts, "folders" if (root / "test").is_dir() else "lists of names"),
-                **({"id_names": listed.id_names} if listed.id_names else {}),
                 **({"rings": about_rings} if about_rings else {}),
             },
             options={**reader.options(), **({"names": list(names)} if names is not None else {})},
@@ -136,7 +134,7 @@ class ScanFolder(NamedScans):
         """
         root = cls.spec.find(source)
         listed = _find_scans(root)
-        column_names = listed.columns if columns is None else check_columns(columns)
+        column_names = None if columns is None else check_columns(columns)
         stated = _ReaderOptions(column_names, label.lower(), num_beams, ring_order, no_return, withheld)
         scans = [files for members in listed.parts.values() for files in members.values()]
         reader, about_rings, notes = _recognise_rings(stated, [files[0] for files in scans])
@@ -144,7 +142,6 @@ class ScanFolder(NamedScans):
         return survey_scans(
             readers,
             source=root,
-            id_names=listed.id_names,
             names=names,
             num_beams=reader.num_beams,
             about_rings=about_rings,
@@ -262,32 +259,26 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
 
 
 class _ScanFiles(NamedTuple):
-    """Files of every scan by split and name, and what the layout states; `root` is above all files."""
+    """Files of every scan by split and name, how they are laid out, and notes."""
 
-    root: Path
     layout: str
     parts: dict[str, dict[str, tuple[Path, ...]]]
     notes: list[str]
-    columns: tuple[str, ...] | None
-    id_names: Mapping[int, str]
 
 
 def _find_scans(root: Path) -> _ScanFiles:
     """Find the scans and labels of every split; one split `all` if neither folders nor lists divide the scans."""
-    tables = find_tables(root)
-    if tables is not None:
-        files, id_names, notes = list_labelled_files(tables)
-        named, list_notes = read_name_lists(root, list(files))
-        by_part = {part: {name: files[name] for name in names} for part, names in named.items()}
-        notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
-        return _ScanFiles(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
+    if (root / "lidarseg.json").is_file() or any(root.glob("*/lidarseg.json")):
+        raise DataError(
+            f"{root}: has the tables of nuScenes lidarseg; prepare the set nuscenes_lidarseg, which reads them"
+        )
     parts, notes = _list_splits(root)
     notes += filter(None, [list_skipped_files(root, suffixes=_SUFFIXES)])
     by_part = {
         part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
         for part, paths in parts.items()
     }
-    return _ScanFiles(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
+    return _ScanFiles("split_folders" if "test" in parts else "folder", by_part, notes)
 
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:

@@ -151,13 +151,13 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
 
 
 def _check_named(points_per_id: Mapping[int, int], prepared: PreparedSet) -> dict[int, str]:
-    """Return the stated name of each id, "not scored" for null; empty if none are stated.
+    """Return the stated name of each id, "not scored" for null; else those that the source has, if any.
 
     Raises DataError for ids of the files that the stated names do not reach.
     """
     names = prepared.manifest.get("options", {}).get("names")
     if names is None:
-        return {}
+        return {int(raw): name for raw, name in prepared.manifest.get("id_names", {}).items()}
     if unnamed := [f"{raw} ({count} points)" for raw, count in points_per_id.items() if raw >= len(names)]:
         raise DataError(
             f"{prepared.manifest['source']['path']}: names are stated for the label ids 0 to {len(names) - 1}, and the "

@@ -154,7 +154,6 @@ def survey_scans(
     readers: Mapping[Path, Callable[[], RawScan]],
     *,
     source: Path,
-    id_names: Mapping[int, str],
     names: Sequence[str | None] | None = None,
     num_beams: int | None = None,
     about_rings: str = "",
@@ -162,10 +161,9 @@ def survey_scans(
 ) -> dict[str, Any]:
     """Survey scans for `data info NAME --from PATH`: ids, statistics, and the sensor and range images that would fit.
 
-    `readers` maps files to functions that read them, `id_names` ids to names; `names`, if stated, are those of the ids
-    0, 1, 2 and so on. With `num_beams` rings are read, and are the rows of the proposed image; `about_rings` describes
-    how they were recognised, `notes` what to look at. Raises as the readers, and DataError for a scan that cannot be
-    prepared.
+    `readers` maps files to functions that read them; `names`, if stated, are those of the ids 0, 1, 2 and so on. With
+    `num_beams` rings are read, and are the rows of the proposed image; `about_rings` describes how they were
+    recognised, `notes` what to look at. Raises as the readers, and DataError for a scan that cannot be prepared.
     """
     files = list(readers)
     chosen = choose_evenly(len(readers), _MAX_SCANS)
@@ -174,7 +172,7 @@ def survey_scans(
         statistics.add(check_scan(readers[files[index]](), where=str(files[index])).returns())
     mean, std = mean_and_std(statistics.sums, statistics.num_points)
     ids = np.flatnonzero(statistics.ids).tolist()
-    labels = identity_map(ids, id_names, where=str(source)) if names is None else make_label_map(names, where="names")
+    labels = identity_map(ids, {}, where=str(source)) if names is None else make_label_map(names, where="names")
     has_rings, doubts = num_beams is not None, [*notes]
     if num_beams is None:
         num_beams, more = statistics.num_beams()

@@ -24,6 +24,8 @@ IGNORE_INDEX = 255
 
 COLOURS = ("colours", ColumnSpec((3,), "uint8", is_ragged=True))
 """Column of colours, 0 to 255, for `scene_columns`."""
+NORMALS = ("normals", ColumnSpec((3,), "float32", is_ragged=True))
+"""Column of unit normals for `scene_columns`."""
 
 
 class LabelledScenes(WholeRows):
@@ -31,7 +33,7 @@ class LabelledScenes(WholeRows):
 
     Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times;
     other splits have every scene once. `features` are added to the model's input: stored columns, or
-    `normalised_position`.
+    `normalised_position`. A manifest may state `class_groups`, the group of each class.
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
@@ -74,10 +76,21 @@ class LabelledScenes(WholeRows):
     def _describe(self, sizes: Mapping[str, int], folds: Folds | None) -> DataInfo:
         manifest = self._prepared.manifest
         fields = {name: column.field for name, column in self._columns.items() if name != "label"}
-        counts = {"class_counts": tuple(count_points_per_class(self._prepared, self._rows).tolist())}
+        counts: dict[str, Any] = {"class_counts": tuple(count_points_per_class(self._prepared, self._rows).tolist())}
+        counts |= {"class_groups": tuple(manifest["class_groups"])} if "class_groups" in manifest else {}
         clouds = self._input_spec()
         info = scene_info(self.class_names, fields, manifest["up_axis"], manifest["num_ignored"], clouds, counts)
         return replace(info, split_sizes=sizes, folds=folds)
+
+    @staticmethod
+    def choose_stored(prepared: PreparedSet, **requested: bool) -> tuple[str, ...]:
+        """Return the names of the columns that are requested. Raises DataError for one that the folder lacks."""
+        for name in requested:
+            if requested[name] and name not in prepared.manifest["columns"]:
+                raise DataError(
+                    f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
+                )
+        return tuple(name for name in requested if requested[name])
 
     def _input_spec(self) -> CloudInputSpec:
         """Return the CloudInputSpec with which `predict` must read a file for this set."""

@@ -40,7 +40,6 @@ from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.files.scan_files import MAX_ID, read_label_ids
 from sightline.store.files.text_tables import read_table
-from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
@@ -181,12 +180,7 @@ class SceneFolder(LabelledScenes):
         repeats: Count = 1,
     ) -> None:
         prepared = self.open_root(root)
-        for name, is_requested in (("colours", colours), ("normals", normals)):
-            if is_requested and name not in prepared.manifest["columns"]:
-                raise DataError(
-                    f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
-                )
-        features = tuple(name for name, is_added in (("colours", colours), ("normals", normals)) if is_added)
+        features = self.choose_stored(prepared, colours=colours, normals=normals)
         parts = stored_splits(prepared)
         super().__init__(prepared=prepared, split=split, parts=parts, features=features, repeats=repeats)
 
@@ -237,8 +231,7 @@ class SceneFolder(LabelledScenes):
             has_colours=set(COLOURS) <= set(first.channels),
             has_normals=first.normals is not None,
         )
-        normals = ("normals", ColumnSpec((3,), "float32", is_ragged=True))
-        features = [*[labelled_scenes.COLOURS] * reader.has_colours, *[normals] * reader.has_normals]
+        features = [*[labelled_scenes.COLOURS] * reader.has_colours, *[labelled_scenes.NORMALS] * reader.has_normals]
         about = {
             "up_axis": up_axis,
             "unit": "m",
@@ -372,7 +365,7 @@ class _SceneReader:
             scale=self.to_metres,
             colour_max=self.colour_max,
             with_colours=self.has_colours,
-            with_normals=self.has_normals,
+            normals="stored" if self.has_normals else None,
             where=where,
         )
         notes = (

@@ -1,0 +1,1 @@
+"""LiDAR scans of benchmarks: their tables, and their files of labels."""
