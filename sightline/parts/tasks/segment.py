@@ -107,7 +107,7 @@ class Segment(Supervised):
             raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
         if fragments_m is not None and (blocks is not None or max_points is not None):
             raise ConfigError("segment: fragments_m cannot be combined with blocks or max_points; leave out either")
-        if "range_image" in batch_keys.keys and not blocks is max_points is fragments_m is None:
+        if "range_image" in batch_keys.keys and (blocks, max_points, fragments_m) != (None, None, None):
             raise ConfigError(
                 "segment: max_points, blocks and fragments_m divide clouds, not range images; leave them out"
             )
