@@ -52,14 +52,14 @@ CONFIGS = ROOT / "configs"
 CHECK = ("check", "examples/faulty_net.yaml", "--plugin", "examples/faulty_net.py")
 STYLES: tuple[Style, ...] = ("shaded", "depth")
 TASKS = {
-    "classify": ("classify/synthetic_shapes_pointnet", 640, 1.0),
-    "segment": ("segment/synthetic_rooms_point_transformer", 1100, 1.0),
-    "lidar": ("segment/synthetic_lidar_salsanext", 1200, 1.0),
-    "detect": ("detect/synthetic_crowds_fcos", 1300, 1.0),
-    "pose": ("pose/synthetic_hands_v2v_small", 1200, 1.0),
-    "contrast": ("contrast/synthetic_shapes_crosspoint", 900, 0.285),
+    "classify": ("classify/synthetic_shapes_pointnet", 640),
+    "segment": ("segment/synthetic_rooms_point_transformer", 1100),
+    "lidar": ("segment/synthetic_lidar_salsanext", 1200),
+    "detect": ("detect/synthetic_crowds_fcos", 1300),
+    "pose": ("pose/synthetic_hands_v2v_small", 1200),
+    "contrast": ("contrast/synthetic_shapes_crosspoint", 900),
 }
-"""Topic -> config, width in pixels, and the share of the picture's rows that is shown."""
+"""Topic -> config, and width in pixels."""
 UNTRAINED = ("contrast",)
 """Topics that show samples alone."""
 RUNS = ROOT / "build" / "pictures"
@@ -101,7 +101,9 @@ def draw_stages(path: Path) -> None:
     ]
     index = int(np.flatnonzero(shapes.strata == shapes.info.facts["category_names"].index("chair"))[0])
     branch = Branch("train", BatchReader(shapes, transforms))
-    subject = view_sample(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
+    subject = view_sample(
+        index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts, all_stages=True
+    )
     path.write_bytes(encode_png(draw_sheet(subject)))
 
 
@@ -115,7 +117,7 @@ def draw_hand(path: Path) -> None:
         NamedTransform("draw_heatmaps", DrawHeatmaps()),
     ]
     branch = Branch("train", BatchReader(hands, transforms))
-    subject = view_sample(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts)
+    subject = view_sample(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts, all_stages=True)
     path.write_bytes(encode_png(draw_sheet(subject, tile_px=180)))
 
 
@@ -209,7 +211,7 @@ def draw_street(path: Path) -> None:
 
 def draw_task(path: Path, *, task: str) -> None:
     """The first sample that `sightline view` draws of a run, which is trained if it is not there."""
-    config, width, share = TASKS[task]
+    config, width = TASKS[task]
     subject = CONFIGS / f"{config}.yaml"
     if task not in UNTRAINED:
         run("train", subject, "--no-check", "--resume", "auto", "--out", RUNS / task)
@@ -217,7 +219,6 @@ def draw_task(path: Path, *, task: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run("view", subject, "--num", 1, "--out", folder)
         image = Image.open(min(Path(folder).glob("*.png"))).convert("RGB")
-    image = image.crop((0, 0, image.width, round(image.height * share)))
     small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     few = small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     few.save(path, optimize=True)  # of 256 colours, rare ones, as those of legends, are some

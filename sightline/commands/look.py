@@ -89,9 +89,10 @@ class ViewOptions(
 ):
     """Show samples and predictions.
 
-    Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
-    voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample,
-    and view.html, a self-contained page in which clouds can be rotated.
+    Shows each sample raw, as the network reads it, its targets, such as the boxes that anchors are assigned to, and a
+    run's predictions: clouds, depth frames with their cubes, voxels and heat maps, and images with detections of
+    score=0.3 or more. --all adds the stages between. Writes a PNG of each sample, and view.html, a self-contained page
+    in which clouds can be rotated.
     """
 
     paths: tuple[Path, ...] = argument(
@@ -108,6 +109,7 @@ class ViewOptions(
         "--samples", "0,5,NAME,...|worst", "samples by number or name, or those with the most errors of each kind"
     )
     num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
+    all_stages: bool = switch("--all", "also each transform, those of evaluation, and other assigners and anchors")
     epoch: int | None = option("--epoch", "E", "show training samples of this epoch [0]", min=0)
     checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
     columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
@@ -129,7 +131,7 @@ class ReportOptions(
 
     The page is one file that needs no network: figures, curves, classes, confusions, findings of the checks, pictures,
     differences between the configs, and how to repeat each run. Only the folders of the runs are read, no data. With
-    --samples, the page also turns samples of the run at every stage, with its predictions; this needs its data.
+    --samples, the page also turns samples of the run, with its predictions, as view does; this needs its data.
     """
 
     runs: tuple[Path, ...] = argument("RUN...", "run directories")

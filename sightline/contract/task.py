@@ -73,7 +73,8 @@ class Task(ABC):
     show_targets: Callable[..., Mapping[str, Any]] | None = None
     """`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`.
 
-    It gets `pixels` as `show` does.
+    It gets `pixels` as `show` does, `all_stages`, whether to draw more than a short view has, and `is_trained`, whether
+    the model has the weights of a run.
     """
     hardness: Callable[[Batch, Mapping[str, Any]], Tensor] | None = None
     """`hardness(batch, predictions)`: (B,), larger for worse predictions; evaluations then draw their worst samples."""

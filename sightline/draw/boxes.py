@@ -77,8 +77,9 @@ def draw_boxes(
     """Draw boxes and marks in order on an image (H, W, 3) uint8, enlarged if it is small; the first are lowest.
 
     `hatched` boxes are filled with slanted lines: regions that do not count; `crossed` ones are dashed, with diagonals.
-    Every line has a dark rim, so that it is visible on any ground. Captions are drawn over all boxes, within the image.
-    A legend of colours is drawn below. Boxes with a corner of NaN, which a diverged network predicts, are not drawn.
+    Every line has a dark rim, so that it is visible on any ground. Captions are drawn over all boxes and marks, within
+    the image. A legend of colours is drawn below. Boxes with a corner of NaN, which a diverged network predicts, are
+    not drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -104,11 +105,11 @@ def draw_boxes(
             draw.rectangle((left_px, top_px, right_px, bottom_px), outline=box.color, width=width)
         if box.caption:
             captioned.append((box, (left_px, top_px, right_px, bottom_px)))
-    _draw_captions(draw, captioned, canvas.size, round(max(canvas.size) / _CAPTIONS_PER_SIDE))
     for mark in marks:
         x, y = (value * factor for value in mark.position)
         for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    _draw_captions(draw, captioned, canvas.size, round(max(canvas.size) / _CAPTIONS_PER_SIDE))
     below = draw_legend([*(legend or {}).items()], canvas.width, line_px=11 * width)
     return np.concatenate([np.asarray(canvas), below])
 

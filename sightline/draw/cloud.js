@@ -331,7 +331,7 @@ function showFlat(cloud) {  // the pictures of the stage, below its cloud or alo
       const image = made("img", "", figure);
       image.src = panel.picture;
       image.alt = panel.name;
-      made("figcaption", panel.name, figure);
+      made("figcaption", panel.caption, figure);
     }
     element("panels").shows = cloud;
   }

@@ -1,4 +1,4 @@
-"""`sightline view`: samples after every transform, predictions of a run, and the user's own files."""
+"""`sightline view`: samples up to the network, predictions of a run, and the user's own files."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ def view(options: ViewOptions) -> int:
     rows = [(s.name, cloud.stage, len(cloud.points), cloud.description) for s in subjects for cloud in s.stages]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     provenance |= _show_summaries(subjects)
+    if not options.all_stages and any(subject.has_more for subject in subjects):
+        print_note("shown is what the network reads; --all adds the stages between, and what else can be compared")
     print_note(f"written: {len(written) - 1} pictures in {out}, and")
     print_note(f"{out / 'view.html'}: open it in a browser")
     document = {**provenance, "out": str(out), "files": written, "samples": [s.to_dict() for s in subjects]}
@@ -149,9 +151,13 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
                 facts=part.dataset.info.facts,
                 task=task,
                 predictor=predictor,
+                is_trained=has_predictions,
+                all_stages=options.all_stages,
             )
             for index, name in _name_samples(part, [*errors] or _choose_indices(part, options), errors)
         ]
+    if options.all_stages and not any(subject.has_more for subject in subjects):
+        raise UserError("view: --all: these samples have no further stages; leave it out")
     provenance = {"run" if has_predictions else "config": str(path), "data": config.data.name, "split": split}
     return subjects, f"{config.name}: {config.data.name}, {split}", provenance | {"epoch": options.epoch or 0}
 
@@ -269,7 +275,7 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         raise UserError(f"view: found {options.overrides[0]!r}; key=value changes a config, and files have none")
     _refuse_options(
         options,
-        ("split", "samples", "num", "epoch", "checkpoint", "score"),
+        ("split", "samples", "num", "all_stages", "epoch", "checkpoint", "score"),
         "can be used only with a data set; files have none",
     )
     columns = None if options.columns is None else check_columns(options.columns.split(","))
@@ -297,9 +303,8 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
 
 def _refuse_options(options: ViewOptions, names: Sequence[str], reason: str) -> None:
     """Raise UserError for options that have no effect here."""
-    options_given = [
-        "score=" if name == "score" else f"--{name}" for name in names if getattr(options, name) is not None
-    ]
+    words = {"score": "score=", "all_stages": "--all"}
+    options_given = [words.get(name, f"--{name}") for name in names if getattr(options, name) not in (None, False)]
     if options_given:
         raise UserError(f"view: {', '.join(options_given)} {reason}")
 

@@ -54,7 +54,8 @@ class CloudStages:
         elif "range_image" in sample and "range_image" not in before:
             full_scan = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
             panels = image_panels(sample, self.facts)
-            yield replace(self._cloud(stage, full_scan), panels=panels, description=describe_image(sample))
+            cloud = self._cloud(stage, full_scan)
+            yield replace(cloud, panels=panels, description=describe_image(sample), shows="range image")
         else:
             yield self._cloud(stage, sample)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,19 +117,32 @@ def _sample_boxes(sample: Sample, class_names: Sequence[str]) -> list[DrawnBox]:
     return sorted(boxes, key=lambda box: box.style)
 
 
-def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Stage]:
-    """Build the stages of a task's targets (such as an assignment) if it draws them, on `pixels` (H, W, 3) uint8."""
+def target_stages(
+    task: Task, batch: Batch, *, pixels: np.ndarray | None = None, all_stages: bool = False, is_trained: bool = False
+) -> Iterator[Stage]:
+    """Build the stages of a task's targets (such as an assignment) if it draws them, on `pixels` (H, W, 3) uint8.
+
+    `all_stages` also builds those that are to be compared with the task's own. `is_trained`: the task's model has the
+    weights of a run.
+    """
     show_targets = task.show_targets
     if show_targets is None:
         return
-    optional_arguments = {} if pixels is None else select_arguments(show_targets, {"pixels": pixels})
-    for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
+    optional = {"all_stages": all_stages, "is_trained": is_trained} | ({} if pixels is None else {"pixels": pixels})
+    for stage, (pictures, figures) in show_targets(batch, **select_arguments(show_targets, optional)).items():
         panels = tuple(
             ImagePanel(picture.name, picture.pixels, is_photo=not picture.is_drawing, is_large=picture.is_drawing)
             for picture in pictures
         )
         text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
+        if len(panels) == 1:  # with room for the beginning of its caption
+            panels = (replace(panels[0], caption=text.partition(";")[0]),)
         yield picture_stage(stage, text, panels, figures)
+
+
+def has_more_targets(task: Task) -> bool:
+    """Return True if a task draws more of its targets where all stages are asked for."""
+    return task.show_targets is not None and "all_stages" in inspect.signature(task.show_targets).parameters
 
 
 def draws_pictures(task: Task) -> bool:

@@ -96,7 +96,7 @@ def _encode_panel(panel: ImagePanel, count: int) -> dict[str, Any]:
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     photo_px = (PHOTO_PX[0] // columns, PHOTO_PX[1] // rows) if panel.is_photo else None
-    return {"name": panel.name, "picture": encode_picture(panel.pixels, photo_px=photo_px)}
+    return {"name": panel.name, "caption": panel.text, "picture": encode_picture(panel.pixels, photo_px=photo_px)}
 
 
 def _encode_coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:

@@ -24,13 +24,20 @@ Window = tuple[int, int, int, int]
 class ImagePanel:
     """Picture (H, W, 3) uint8 with its name. Only a photo may lose a little where it is kept in few bytes.
 
-    A picture that `is_large` takes the full width of the page, as one of `_MIN_STRIP_RATIO` does.
+    A picture that `is_large` takes the full width of the page, as one of `_MIN_STRIP_RATIO` does. `caption` is what is
+    written below it, by default the name.
     """
 
     name: str
     pixels: np.ndarray
     is_photo: bool = False
     is_large: bool = False
+    caption: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return the text below the picture."""
+        return self.caption or self.name
 
 
 def depth_panel(

@@ -13,7 +13,7 @@ from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.draw.pictures import Frame
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.view.cloud_stages import CloudStages
-from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
+from sightline.view.image_stages import ImageStages, draws_pictures, has_more_targets, target_stages
 from sightline.view.sample_predictor import SHOWN, SamplePredictor
 from sightline.view.stages import Stage, ViewedSample
 
@@ -59,15 +59,22 @@ def view_sample(
     facts: Mapping[str, Any],
     task: Task | None = None,
     predictor: SamplePredictor | None = None,
+    is_trained: bool = False,
+    all_stages: bool = False,
 ) -> ViewedSample:
-    """Build the stages of a sample: raw, after each transform of each branch and, with a predictor, as predicted.
+    """Build the stages of a sample: raw, as the model reads it, its targets and, with a predictor, as predicted.
 
     The stages contain exactly the bits that training in the branch's epoch, or evaluation, reads; with a predictor the
     last branch is evaluation. What `task` computes before the forward pass, such as an assignment, follows the first
-    branch. Raises ConfigError for a data set that cannot be drawn.
+    branch; `is_trained`: with the weights of a run. Raises ConfigError for a data set that cannot be drawn.
+
+    Of a branch, the last stage of each thing that its transforms make is shown, and of several branches the first and
+    the one that is predicted; a stage that was verified to be wrong always is. `all_stages` shows every transform of
+    every branch, and all that the task can draw of its targets.
     """
     description: dict[str, Any] = {"index": index}
     clouds: list[Stage] = []
+    has_more = False
     kind: StageBuilder | None = None
     for branch in branches:
         stages = branch.reader.sample_stages(SampleKey(index, branch.epoch, seed))
@@ -75,21 +82,23 @@ def view_sample(
         if kind is None:
             kind = _choose_builder(sample, branch.reader.dataset.info, facts)
             clouds.append(_add_description(kind.raw_stage(sample), _describe_raw(branches)))
-        transformed_stages: list[Stage] = []
-        first_of_last_stage = len(clouds)
+        by_transform: list[list[Stage]] = []
         for transform_index, (transform, transformed) in enumerate(stages, start=1):
-            first_of_last_stage = len(clouds) + len(transformed_stages)
-            transformed_stages += kind.after_transform(
-                f"{branch.name} {transform_index}: {transform}", sample, transformed
-            )
+            name_of_stage = f"{branch.name} {transform_index}: {transform}"
+            by_transform.append([*kind.after_transform(name_of_stage, sample, transformed)])
             sample = transformed
-        clouds += transformed_stages
-        clouds[first_of_last_stage:] = [
-            _add_description(cloud, _MODEL_INPUT[branch.name]) for cloud in clouds[first_of_last_stage:]
-        ]
+        if by_transform:
+            by_transform[-1] = [_mark_input(stage, _MODEL_INPUT[branch.name]) for stage in by_transform[-1]]
+        transformed_stages = [stage for of_transform in by_transform for stage in of_transform]
+        is_shown = branch is branches[0] or predictor is not None
+        short = _list_last(by_transform) if is_shown else [s for s in transformed_stages if s.is_right is False]
+        has_more |= len(short) < len(transformed_stages)
+        clouds += transformed_stages if all_stages else short
         if task is not None and branch is branches[0]:
             pixels = kind.pixels if isinstance(kind, ImageStages) else None
-            clouds += target_stages(task, branch.reader([SampleKey(index, branch.epoch, seed)]), pixels=pixels)
+            batch = branch.reader([SampleKey(index, branch.epoch, seed)])
+            clouds += target_stages(task, batch, pixels=pixels, all_stages=all_stages, is_trained=is_trained)
+            has_more |= has_more_targets(task)
     assert kind is not None, "a sample is read by one branch at least"
     description |= kind.whole
     if predictor is not None:  # the last branch is the one that evaluates
@@ -98,7 +107,18 @@ def view_sample(
             [clouds[0], *transformed_stages], batch, predictions, predictor
         )
         clouds.append(predicted)
-    return ViewedSample(name, tuple(clouds), kind.frame, description)
+    return ViewedSample(name, tuple(clouds), kind.frame, description, has_more)
+
+
+def _list_last(by_transform: Sequence[Sequence[Stage]]) -> list[Stage]:
+    """List, of the stages after each transform, the last ones of each thing that they show, and wrong ones."""
+    last = {stage.shows: number for number, stages in enumerate(by_transform) for stage in stages}
+    return [
+        stage
+        for number, stages in enumerate(by_transform)
+        for stage in stages
+        if number == last[stage.shows] or stage.is_right is False
+    ]
 
 
 def _list_builders() -> list[Any]:
@@ -124,6 +144,12 @@ def _choose_builder(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) ->
 
 def _describe_raw(branches: Sequence[Branch]) -> str:
     return ", ".join(_MODEL_INPUT[branch.name] for branch in branches if not branch.reader.has_transforms)
+
+
+def _mark_input(stage: Stage, text: str) -> Stage:
+    """Return the stage described as the model's input, and so the picture that is all of it."""
+    panels = tuple(replace(panel, caption=text) if panel.name == stage.stage else panel for panel in stage.panels)
+    return _add_description(replace(stage, panels=panels), text)
 
 
 def _add_description(cloud: Stage, *more: str) -> Stage:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
 
+from sightline.contract.errors import escape_to_one_line
 from sightline.draw.pictures import INK, PAGE, Frame, Lines, draw_legend, fit_text, render_clouds, render_strips
 from sightline.view.drawn_rows import behind_near_walls, near_objects
 from sightline.view.panels import ImagePanel, is_strip
@@ -51,17 +52,17 @@ def make_tiles(subject: ViewedSample) -> list[Tile]:
                 tiles += [Tile(cloud, coloring, coloring.name) for coloring in drawn] or [
                     Tile(cloud, first, cloud.description)
                 ]
-            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+            tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
             continue
         if cloud.is_flat:
-            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+            tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
             continue
         is_same = index > 0 and count == len(subject.stages[index - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((c for c in cloud.colorings if isinstance(c, ClassColoring)), first)
         if index == 0 and classes is not first and not has_predictions:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
-        tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+        tiles += [Tile(cloud, first, panel.text, panel) for panel in cloud.panels]
     return tiles
 
 
@@ -73,7 +74,7 @@ def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: in
     """
     tiles, strips = _split_strips(make_tiles(subject))
     columns = max(min(4, len(tiles)), *(len(group) for group in _group_by_stage(tiles)))
-    if any(panel.is_large for cloud in subject.stages for panel in cloud.panels):
+    if any(panel.is_large or panel.is_photo for cloud in subject.stages for panel in cloud.panels):
         tile_px = max(tile_px, min(2 * tile_px, 4 * tile_px // columns))
     card_inputs = [_make_card(tile, hidden, subject.up_axis) for tile in _arrange_rows(tiles, columns)]
     cards = render_clouds(
@@ -196,14 +197,31 @@ def _list_classes(tiles: Sequence[Tile]) -> list[tuple[str, np.ndarray, int]]:
 
 
 def _draw_text(lines: Sequence[str], width: int) -> np.ndarray:
-    """Draw lines of text, the first one larger; lines too long for the sheet are shortened with dots."""
-    from PIL import Image, ImageDraw
+    """Draw lines of text, the first one larger, which is shortened if it is too long; others go on below."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * len(lines)), PAGE)
+    room_px, font = width - 2 * _MARGIN_PX, ImageFont.load_default(_TEXT_PX)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    rows = [
+        row for line in lines[1:] for row in _break_line(line, lambda text: measure.textlength(text, font), room_px)
+    ]
+    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * (1 + len(rows))), PAGE)
     draw = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
+    for number, line in enumerate([lines[0], *rows]):
         size_px = _TEXT_PX if number else _TITLE_PX
         position = (_MARGIN_PX, _MARGIN_PX + _LINE_PX * (number + 0.5))
-        text, font = fit_text(draw, line, width - 2 * _MARGIN_PX, size_px=size_px)
+        text, font = fit_text(draw, line, room_px, size_px=size_px)
         draw.text(position, text, fill=_FAINT if number else INK, font=font, anchor="lm")
     return np.asarray(image)
+
+
+def _break_line(text: str, measure: Callable[[str], float], room_px: int) -> list[str]:
+    """Break a line between words where it is too long; a word is not broken."""
+    rows = [""]
+    for word in escape_to_one_line(text).split(" "):
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and measure(longer) > room_px:
+            rows.append(word)
+        else:
+            rows[-1] = longer
+    return rows

@@ -106,7 +106,8 @@ class Stage:
 
     `description` is a further line of text, `figures` the same in numbers. `is_right`: the prediction for the whole
     sample is correct, or an exact property of the stage was verified. `skeletons` are in the frame of the points.
-    `panels` are flat pictures of the stage. `surroundings` decide which of its points a picture leaves out.
+    `panels` are flat pictures of the stage. `surroundings` decide which of its points a picture leaves out. `shows`
+    names what it is of, where transforms make something else of a sample: of what is the same, the last stage counts.
     """
 
     stage: str
@@ -119,6 +120,7 @@ class Stage:
     panels: tuple[ImagePanel, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
     surroundings: Surroundings = "none"
+    shows: str = ""
 
     def coloring(self, name: str) -> Coloring | None:
         """Return the colouring of this name, or None."""
@@ -164,12 +166,16 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class ViewedSample:
-    """Sample or file to view: its stages, the raw one first, and `facts` for its caption and the JSON."""
+    """Sample or file to view: its stages, the raw one first, and `facts` for its caption and the JSON.
+
+    `has_more`: some of its stages are those of `--all`, whether or not they are among them.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     up_axis: Frame = "z"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    has_more: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

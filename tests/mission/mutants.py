@@ -386,9 +386,9 @@ MUTANTS: dict[str, Edit] = {
         'pixels, size = draw_boxes(pixels, []), f"{size}, {len(boxes)} boxes"',
     ),
     "S3.10": Edit(
-        "areas/detect/pictures.py",
-        "marks=_mark_positives(assignment, priors)",
-        "marks=[]",
+        "areas/detect/assignment_pictures.py",
+        "marks = [*_mark_ignored(assignment, priors), *_mark_positives(assignment, priors)]",
+        "marks = []",
     ),
     "S3.11": Edit(
         "ops/boxes/overlaps.py",

@@ -216,12 +216,12 @@ def count_predictions(run: Path) -> tuple[np.ndarray, list[str]]:
 @row(
     "S0.31",
     "check augmentation by eye, and tune hyper-parameters",
-    "`sightline view CONFIG --out DIR`, `sightline sweep CONFIG --space KEY=A,B --out DIR`",
+    "`sightline view CONFIG --all --out DIR`, `sightline sweep CONFIG --space KEY=A,B --out DIR`",
 )
 def _augmentation(work: Path) -> None:
     few = (*SOLIDS, *NETWORK, "log.tensorboard=false")
     for epoch in (0, 1):
-        words = ("--num", 1, "--epoch", epoch, "--out", work / str(epoch))
+        words = ("--num", 1, "--epoch", epoch, "--all", "--out", work / str(epoch))
         (seen,) = document_of("view", _SOLIDS, *few, *words)["samples"]
         data = sightline.load_data(_SOLIDS, "train", overrides=few)
         data.epoch = epoch

@@ -241,7 +241,7 @@ def _axes(work: Path) -> None:
 @row(
     "S1.4",
     "look at voxels, heat maps and joints at every stage and epoch",
-    "`sightline view CONFIG --epoch 1 --out DIR`",
+    "`sightline view CONFIG --epoch 1 --all --out DIR`",
 )
 def _stages(work: Path) -> None:
     augmented = "transforms.train.0={name: place_cube, size: 16, max_shift: 2.0}"
@@ -253,7 +253,7 @@ def _stages(work: Path) -> None:
 
     with mock.patch.object(sightline.verbs.view, "write_views", written):
         for epoch in (0, 1):
-            options = ("--num", 1, "--epoch", epoch, "--out", work / str(epoch))
+            options = ("--num", 1, "--epoch", epoch, "--all", "--out", work / str(epoch))
             text = said("view", HANDS, *FEW[:3], *_CUBES[1:], augmented, *options)
             for stage in ("train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"):
                 assert stage in text

@@ -18,7 +18,7 @@ from sightline.areas.detect.pictures import COLORS
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained
-from tests.command import document_of, refuse, succeed
+from tests.command import Outcome, document_of, refuse, succeed
 from tests.marks import long_but
 from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
@@ -114,16 +114,30 @@ def test_photos_of_any_kind_are_predicted_and_drawn(run: Path, tmp_path: Path) -
         assert drawn.width / drawn.height == 90 / 160
 
 
-def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_path: Path) -> None:
+def test_a_photo_is_three_pictures_and_its_detections_or_all_stages(run: Path, tmp_path: Path) -> None:
     told = tmp_path / "view.json"
-    done = succeed("view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view", "--json", told)
-    assert "boxes" in done.out
+    words = ("view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view", "--json", told)
+
+    def view(*more: str) -> tuple[Outcome, dict[str, Any]]:
+        done = succeed(*words, *more)
+        (stages,) = (sample["stages"] for sample in json.loads(told.read_text())["samples"])
+        return done, {stage["stage"]: stage for stage in stages}
+
+    done, short = view()
     assert "missed" in done.out
     assert "positives a box, by its size" in done.out
-    (stages,) = (sample["stages"] for sample in json.loads(told.read_text())["samples"])
-    reports = next(each["figures"]["assigners"] for each in stages if each["stage"] == "assignment")
-    assert list(reports) == ["max_iou (this config's)", "atss", "free_anchor"]
+    assert "--all adds the stages between" in done.err
+    assert [*short] == ["raw", "evaluate 2: normalize_image", "assignment", "prediction"]
+    assert [*short["assignment"]["figures"]["assigners"]] == ["max_iou"]
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
+    done, stages = view("--all")
+    assert "--all" not in done.err
+    assert [*stages] == ["raw", "evaluate 1: fit_image", *[*short][1:2], "priors", *[*short][2:]]
+    reports = stages["assignment"]["figures"]["assigners"]
+    assert list(reports) == ["max_iou (this config's)", "atss", "free_anchor"]
+    assert reports["max_iou (this config's)"] == short["assignment"]["figures"]["assigners"]["max_iou"]
+    (sample,) = document_of("view", CONFIG, "data.train_size=8", "--num", "1", "--out", tmp_path / "seen")["samples"]
+    assert [stage["stage"] for stage in sample["stages"]] == ["raw", "train 3: normalize_image", "assignment"]
 
 
 _SMALL = (

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.fcos import FCOS
-from sightline.areas.detect.pictures import (
+from sightline.areas.detect.assignment_pictures import (
+    BOX_COLORS,
     LEVEL_COLORS,
+    ImageBoxes,
     show_assignments,
+    show_matching,
     show_priors,
 )
+from sightline.areas.detect.fcos import FCOS
 from sightline.areas.detect.retinanet import MaxIoU
-from sightline.ops.boxes.priors import PRESETS, make_anchors, make_points
+from sightline.ops.boxes.priors import BACKGROUND, IGNORED, PRESETS, make_anchors, make_points
+from sightline.parts.boxes.assigner import Assignment
 from sightline.parts.boxes.assignment_report import compare_assigners, report_assignment
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
@@ -22,7 +29,8 @@ ANCHORS = make_anchors(MAPS, STRIDES, PRESETS["retinanet"])
 BLACK = np.zeros((384, 512, 3), dtype=np.uint8)
 BOXES = torch.tensor([[40.0, 40, 140, 140], [200.5, 200.5, 203, 203], [300, 40, 400, 140]])
 HIDDEN = torch.tensor([False, False, True])
-RED = (230, 45, 30)
+IMAGE = ImageBoxes(BOXES, HIDDEN, torch.tensor([0, 1, 0]), ("cup", "spoon"))
+RED, GREY = (230, 45, 30), (160, 166, 174)
 
 
 def spread(pixels: np.ndarray, color: tuple[int, ...]) -> list[int]:
@@ -33,33 +41,97 @@ def spread(pixels: np.ndarray, color: tuple[int, ...]) -> list[int]:
 
 def test_a_box_between_all_points_is_crossed_in_red_and_the_others_are_not() -> None:
     """The nearest points to (201.75, 201.75) lie at 196 and 204: outside of a box of 2.5 pixels."""
-    (fcos,), reports = show_assignments(BLACK, POINTS, BOXES, HIDDEN, {"fcos": FCOS()})
+    (fcos,), reports = show_assignments(BLACK, POINTS, IMAGE, {"fcos": FCOS()})
     assert reports["fcos"]["unmatched_boxes"] == [1]
     assert reports["fcos"]["box_px"] == [100.0, 2.5, -1.0]
-    drawn = fcos.pixels[:384]
-    left, top, right, bottom = spread(drawn, RED)
-    assert left >= 198
-    assert top >= 198
-    assert right <= 206
-    assert bottom <= 206
-    assert fcos.caption == f"{reports['fcos']['num_positive']} positives, 1 unmatched"
+    left, top, right, bottom = spread(fcos.pixels[198:384], RED)
+    assert (left, top) >= (198, 0)
+    assert right <= 206 + 60, "the name, which is to the right"
+    assert bottom <= 206 - 198
+    assert (fcos.pixels[40, 40:139] == BOX_COLORS[0]).all()
+    counts = [reports["fcos"][f"num_{kind}"] for kind in ("positive", "ignored")]
+    expected = f"1 of 2 boxes not assigned; {counts[0]} of 3,840 points positive, {counts[1]} ignored"
+    assert fcos.caption == expected
 
 
-def test_every_positive_has_a_dot_of_its_level_at_its_place_and_nothing_else_has_one() -> None:
-    (fcos,), _ = show_assignments(BLACK, POINTS, BOXES, HIDDEN, {"fcos": FCOS()})
-    matched = FCOS()(POINTS, BOXES, HIDDEN).matched
-    levels = [LEVEL_COLORS[level] for level in POINTS.prior_level.tolist()]
-    for (x, y), color, is_positive in zip(
-        POINTS.coordinates.long().tolist(), levels, (matched >= 0).tolist(), strict=True
-    ):
-        assert (tuple(fcos.pixels[y, x]) == color) == is_positive
+def test_every_positive_has_a_dot_in_the_colour_of_its_box_and_nothing_else_has_one() -> None:
+    """Ignored points are grey, those of the background are not drawn; the sides of boxes lie between points."""
+    boxes = torch.tensor([[42.0, 42, 140, 140], [202, 202, 300, 300], [302, 42, 400, 140]])
+    (fcos,), reports = show_assignments(BLACK, POINTS, IMAGE._replace(boxes=boxes), {"fcos": FCOS()})
+    matched = FCOS()(POINTS, boxes, HIDDEN).matched.tolist()
+    assert {*matched} == {0, 1, BACKGROUND, IGNORED}
+    for (x, y), box in zip(POINTS.coordinates.long().tolist(), matched, strict=True):
+        drawn = tuple(fcos.pixels[y, x].tolist())
+        if box >= 0:
+            assert drawn == BOX_COLORS[box]
+        elif box == IGNORED:
+            assert drawn == GREY
+        elif not (20 < y < 42 or 180 < y < 202):  # where the names are
+            assert drawn not in (*BOX_COLORS, GREY)
+    assert reports["fcos"]["num_ignored"] == matched.count(IGNORED)
+    assert fcos.caption.startswith("all boxes assigned; ")
+
+
+def test_boxes_with_anchors_of_one_cell_are_both_seen() -> None:
+    """And a box that is only the second one of an anchor is assigned."""
+    cell, none = 1000, torch.full((len(ANCHORS),), BACKGROUND)
+    x, y = ANCHORS.centres[9 * cell].long().tolist()
+
+    def assign(*_: Any, pairs: bool) -> Assignment:
+        first, second = none.clone(), none.clone()
+        first[9 * cell] = 0
+        (second if pairs else first)[9 * cell + 1 - pairs] = 1
+        return Assignment(first, (first >= 0).long(), second if pairs else None)
+
+    assigners = {"two anchors": partial(assign, pairs=False), "a pair": partial(assign, pairs=True)}
+    pictures, reports = show_assignments(BLACK, ANCHORS, IMAGE, assigners)
+    for picture in pictures:
+        assert reports[picture.name]["positives_per_box"] == [1, 1, 0]
+        assert tuple(picture.pixels[y, x].tolist()) == BOX_COLORS[1]
+        assert (picture.pixels[y - 6 : y + 7, x - 6 : x + 7] == BOX_COLORS[0]).all(axis=2).any()
+        assert picture.caption.startswith("all boxes assigned; ")
+
+
+def test_of_many_boxes_those_that_are_not_assigned_alone_are_named() -> None:
+    many = torch.tensor(
+        [[8.0 + 60 * (i % 8), 8 + 60 * (i // 8), 48 + 60 * (i % 8), 48 + 60 * (i // 8)] for i in range(17)]
+    )
+
+    def is_dark_above(count: int, caption_of: int) -> bool:
+        """Whether there is the ground of a caption above a box, on a white photo."""
+        boxes = ImageBoxes(many[:count], torch.zeros(count, dtype=torch.bool), torch.zeros(count).long(), ("cup",))
+        [picture], _ = show_assignments(BLACK + 255, POINTS, boxes, {"fcos": leave_out_9})
+        left, top = many[caption_of, :2].long().tolist()
+        return bool((picture.pixels[top - 8 : top - 3, left + 4 : left + 20] < 60).all(axis=2).mean() > 0.4)
+
+    def leave_out_9(priors: Any, boxes: torch.Tensor, is_ignored: torch.Tensor) -> Assignment:
+        matched = FCOS()(priors, boxes, is_ignored)
+        return matched._replace(matched=torch.where(matched.matched == 9, BACKGROUND, matched.matched))
+
+    assert is_dark_above(16, caption_of=12)
+    assert not is_dark_above(17, caption_of=12)
+    assert is_dark_above(17, caption_of=9)
+
+
+def test_what_is_matched_to_a_prediction_is_drawn_with_it() -> None:
+    """Two predictions for three boxes: one is not assigned. An ignored box is not counted in the pairs."""
+    image = ImageBoxes(BOXES, torch.tensor([True, False, False]), torch.tensor([0, 1, 0]), ("cup", "spoon"))
+    predicted = torch.tensor([[10.0, 250, 60, 300], [300, 40, 400, 90]])
+    picture, figures = show_matching(BLACK, image, predicted, (torch.tensor([1]), torch.tensor([1])))
+    assert figures == {"num_boxes": 2, "num_queries": 2, "iou": [0.5]}
+    assert picture.caption == "1 of 2 boxes not assigned; one of 2 predictions each, IoU 0.50 to 0.50"
+    assert spread(picture.pixels[198:384], RED)[0] >= 198
+    color = (picture.pixels[:384] == BOX_COLORS[2]).all(axis=2)
+    assert color[139, 300:400].all(), "its label"
+    assert 0.3 < color[89, 302:398].mean() < 0.8, "dashed"
+    assert not color[240:310].any()
 
 
 def test_the_anchors_of_the_middle_cell_are_drawn_and_get_the_room_they_need() -> None:
     """The largest are of the third octave of 64, twice as high as wide; cell (12, 16) of stride 16 is at (264, 200)."""
     fine, coarse = show_priors(BLACK, ANCHORS, torch.zeros(0, 4))
     assert (fine.name, coarse.name) == ("stride 8", "stride 16")
-    assert coarse.caption.startswith("24 x 32 cells, 9 anchors, roots of areas 64 to 102 px")
+    assert coarse.caption.startswith("24 x 32 cells; 9 anchors, roots of areas 64 to 102 px")
     reach = 64 * 2 ** (2 / 3) * 2**0.5 / 2
     expected = [264 - reach, 200 - reach, 264 + reach, 200 + reach]
     assert spread(coarse.pixels[:384], LEVEL_COLORS[1]) == pytest.approx(expected, abs=1)

@@ -157,7 +157,7 @@ def test_view_draws_every_assigner_that_fits(head: str, shipped: set[str]) -> No
     task, _ = task_of(head, {"name": "max_iou", **pair})
     batch = {"image": torch.rand(1, 3, 16, 24), "boxes": torch.tensor([[1.0, 1, 9, 12]]), "label": torch.tensor([1])}
     batch |= {"box_offsets": torch.tensor([0, 1]), "is_ignored": torch.tensor([False])}
-    [pictures, figures] = task.show_targets(batch)["assignment"]
+    [pictures, figures] = task.show_targets(batch, all_stages=True)["assignment"]
     assert {*figures["assigners"]} == {"max_iou (this config's)", "nearest", *shipped}
     assert len(pictures) == len(figures["assigners"])
 

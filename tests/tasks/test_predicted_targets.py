@@ -137,12 +137,21 @@ def test_targets_follow_the_predictions(batch: dict[str, Any]) -> None:  # noqa:
 
 
 def test_targets_of_predictions_are_drawn(batch: dict[str, Any]) -> None:  # noqa: F811
-    """The config's own assigner first, the others that the head takes beside it."""
+    """The config's own assigner; where all is asked for, the others that the head takes beside it, and the priors."""
     task, model = detector("fcos", "ota")
-    shown = task.show_targets({**batch, "boxes": batch["boxes"].float()})
-    _, figures = shown["assignment"]
+    images = {**batch, "boxes": batch["boxes"].float()}
+    [(stage, ([picture], figures))] = task.show_targets(images).items()
+    assert (stage, picture.name, [*figures["assigners"]]) == ("assignment", "ota", ["ota"])
+    assert figures["assigners"]["ota"]["num_positive"] > 0
+    assert "(random weights); " in picture.caption
+    assert picture.caption.endswith("it chooses by predictions, and a config has no trained weights")
+    [trained], _ = task.show_targets(images, is_trained=True)["assignment"]
+    assert "(run's weights); " in trained.caption
+    shown = task.show_targets(images, all_stages=True)
+    assert [*shown] == ["priors", "assignment"]
+    pictures, figures = shown["assignment"]
     assert list(figures["assigners"]) == ["ota (this config's)", "atss", "fcos", "simota"]
-    assert figures["assigners"]["ota (this config's)"]["num_positive"] > 0
+    assert ["weights" in each.caption for each in pictures] == [True, False, False, True]
     assert model.training
 
 

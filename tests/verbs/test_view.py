@@ -49,7 +49,7 @@ def page_of(out: Path) -> dict[str, Any]:
 def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: Path) -> None:
     run = sightline.load_run(parts, plugins=[parts.parent / "plugin.py"])
     first, second = build_data(run.config).train.indices[[3, 1]].tolist()
-    words = ("--samples", f"{first},{second}", "--epoch", "2", "data.test_size=12")
+    words = ("--samples", f"{first},{second}", "--epoch", "2", "--all", "data.test_size=12")
     document, done = view(parts.with_name("parts.yaml"), tmp_path, *words)
     assert document["split"] == "train"
     assert document["epoch"] == 2
@@ -62,6 +62,9 @@ def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: P
     assert len(files) == 2 + 1
     assert f"2 pictures in {tmp_path}" in done.err
     assert "train 3: sample_points" in done.out
+    short, done = view(parts.with_name("parts.yaml"), tmp_path / "short", *words[:-2], words[-1])
+    assert short["samples"][0]["stages"] == [document["samples"][0]["stages"][place] for place in (0, 3)]
+    assert "; --all adds the stages between" in done.err
 
 
 def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes: Path, tmp_path: Path) -> None:
@@ -154,6 +157,11 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{config}", "data.num_points=0"], "data.num_points"),
         (["{run}", "model.width=3"], "view: found 'model.width=3', allowed is key=value with evaluate.*"),
         (["{run}", "--checkpoint", "bets"], "checkpoint bets: there is no bets"),
+        (["{file}", "--all"], "view: --all can be used only with a data set; files have none"),
+        (
+            ["{config}", "--split", "test", "transforms.evaluate=[]", "--all"],
+            "view: --all: these samples have no further stages; leave it out",
+        ),
         (["{file}", "--split", "train"], "view: --split can be used only with a data set; files have none"),
         (["{file}", "data.num_points=3"], "key=value changes a config, and files have none"),
         (["{file}", "--up", "w"], "'--up': 'w' is not one of 'x', 'y', 'z'"),
@@ -212,11 +220,14 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     """The shipped config itself, with few frames."""
     few = ("data.train_size=4", "data.test_size=2", "evaluate.select=test")
     words = ("--num", "1", "--epoch", "1", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
-    done = succeed("view", SMALL, *few, *words)
+    succeed("view", SMALL, *few, *words)
+    (short,) = json.loads((tmp_path / "out.json").read_text())["samples"]
+    done = succeed("view", SMALL, *few, *words, "--all")
     (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
     steps = ["1: place_cube", "2: voxelize", "3: draw_heatmaps"]
     stages = ["raw", *(f"train {step}" for step in steps), *(f"evaluate {step}" for step in steps)]
     assert [stage["stage"] for stage in sample["stages"]] == stages
+    assert short["stages"] == sample["stages"][:4], "what training makes of a frame: cube, voxels and heat maps"
     for stage in sample["stages"][1:]:
         assert stage["figures"]["is_sound"] is True
         assert "21 of 21 joints are in the cube" in stage["description"] or "from the labels" in stage["description"]

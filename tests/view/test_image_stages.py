@@ -74,8 +74,9 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
             given.update(pixels=pixels, score=score)
             return [Picture("one", pixels, "")]
 
-        def show_targets(self, batch: Any, *, pixels: Any = None) -> dict[str, Any]:
-            return {"targets": ([Picture("two", pixels, "")], {})}
+        def show_targets(self, batch: Any, *, pixels: Any = None, is_trained: bool = False) -> dict[str, Any]:
+            given.update(is_trained=is_trained)
+            return {"targets": ([Picture("two", pixels, "in short; at length")], {})}
 
     class Older(Supervised):
         def __init__(self) -> None: ...
@@ -91,7 +92,9 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
         stages.prediction_stages([], {}, {}, cast(Any, SimpleNamespace(task=Older(), score=0.7)))[0].description
         == "older"
     )
-    (targets,) = target_stages(cast(Any, Drawing()), {}, pixels=stages.pixels)
+    (targets,) = target_stages(cast(Any, Drawing()), {}, pixels=stages.pixels, all_stages=True, is_trained=True)
     assert np.array_equal(targets.panels[0].pixels, image.numpy())
+    assert (targets.panels[0].text, targets.description) == ("two: in short", "two: in short; at length")
+    assert given["is_trained"]
     assert takes_score(cast(Any, Drawing()))
     assert not takes_score(cast(Any, Older()))

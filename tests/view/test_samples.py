@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from sightline.parts.transforms.points import Rotate, Scale
 from sightline.parts.transforms.two_views import TwoViews
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.cloud_stages import CloudStages
 from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, view_sample
-from sightline.view.stages import ClassColoring, ViewedSample
+from sightline.view.stages import ClassColoring, Stage, ViewedSample
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)
@@ -89,7 +91,8 @@ def subject_of(dataset: Any, *branches: Branch, **more: Any) -> ViewedSample:
 def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
     dataset = shapes()
     train, test = BatchReader(dataset, turned()), BatchReader(dataset, turned()[2:])
-    subject = subject_of(dataset, Branch("train", train, 3), Branch("evaluate", test), index=5)
+    branches = (Branch("train", train, 3), Branch("evaluate", test))
+    subject = subject_of(dataset, *branches, index=5, all_stages=True)
     stages = ["raw", "train 1: rotate", "train 2: scale", "train 3: sample_points", "evaluate 1: sample_points"]
     assert [cloud.stage for cloud in subject.stages] == stages
     assert np.array_equal(seen(subject, "raw"), dataset[SampleKey(5, 0, 0)]["points"].numpy())
@@ -98,6 +101,14 @@ def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
     assert not np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 4, 1)])["points"][0].numpy())
     assert [bool(cloud.description) for cloud in subject.stages] == [False, False, False, True, True]
     assert [cloud.unit for cloud in subject.stages] == ["radius of the shape", "", "", "", ""]
+    short = subject_of(dataset, *branches, index=5)
+    assert [cloud.stage for cloud in short.stages] == ["raw", "train 3: sample_points"]
+    assert np.array_equal(short.stages[1].points, subject.stages[3].points)
+    assert short.has_more
+    assert subject.has_more
+    alone = subject_of(dataset, Branch("evaluate", test), index=5)
+    assert [cloud.stage for cloud in alone.stages] == ["raw", "evaluate 1: sample_points"]
+    assert not alone.has_more
 
 
 def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
@@ -118,6 +129,34 @@ def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
     subject = subject_of(dataset, Branch("train", BatchReader(dataset)), Branch("evaluate", BatchReader(dataset)))
     assert subject.stages[0].description == "model input in training, model input in evaluation"
     assert subject.facts["class"] == dataset.info.facts["class_names"][dataset.strata[0]]
+
+
+class Making(CloudStages):
+    """Stages of a cloud of which transforms make grids, one of them a wrong one."""
+
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
+        made = "" if "turn" in stage else "grid"
+        for cloud in super().after_transform(stage, before, sample):
+            yield replace(cloud, shows=made, is_right="wrong" not in stage if made else None)
+
+
+def test_the_last_stage_of_each_thing_is_shown_and_a_wrong_one_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.view.samples.CloudStages", Making)
+    dataset = shapes()
+
+    def stages(*names: str, all_stages: bool = False, second: Sequence[str] = ()) -> list[str]:
+        readers = [
+            BatchReader(dataset, [NamedTransform(name, Rotate(up_axis="z")) for name in each])
+            for each in (names, second)
+        ]
+        branches = [Branch("train", readers[0]), *([Branch("evaluate", readers[1])] if second else [])]
+        return [cloud.stage for cloud in subject_of(dataset, *branches, all_stages=all_stages).stages[1:]]
+
+    assert stages("turn", "grid") == ["train 1: turn", "train 2: grid"]
+    assert stages("turn", "grid", "turn", "grid") == ["train 3: turn", "train 4: grid"]
+    assert stages("turn", "wrong", "grid") == ["train 1: turn", "train 2: wrong", "train 3: grid"]
+    assert stages("grid", second=("turn", "wrong")) == ["train 1: grid", "evaluate 2: wrong"]
+    assert len(stages("turn", "grid", "turn", all_stages=True, second=("turn",))) == 4
 
 
 def test_a_ragged_sample_is_coloured_by_what_it_has() -> None:
@@ -157,9 +196,16 @@ def test_answers_for_thinned_clouds_lie_on_the_original_points() -> None:
     ]
     reader = BatchReader(dataset, thin)
     task = Answering([0] * 12)
-    subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
+    branch, answering = Branch("evaluate", reader), predictor(task, reader)
+    subject = subject_of(dataset, branch, predictor=answering, all_stages=True)
     sizes = [len(cloud.points) for cloud in subject.stages]
     assert sizes == [12, 12, 5, 12]
+    short = subject_of(dataset, branch, predictor=answering)
+    assert [len(cloud.points) for cloud in short.stages] == [12, 5, 12]
+    assert np.array_equal(short.stages[2].points, subject.stages[3].points)
+    short = subject_of(dataset, Branch("train", reader), branch, predictor=answering)
+    inputs = ["train 2: sample_points", "evaluate 2: sample_points"]
+    assert [cloud.stage for cloud in short.stages] == ["raw", *inputs, "prediction"]
     # Those of the order in which sample_points met them, not of the raw one: it is their labels that were scored.
     assert np.array_equal(subject.stages[3].points, subject.stages[1].points)
     assert not np.array_equal(subject.stages[3].points, subject.stages[0].points)

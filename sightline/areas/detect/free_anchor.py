@@ -63,6 +63,7 @@ class FreeAnchor(Assigner):
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
     excludes: ClassVar[frozenset[str]] = frozenset({"centreness", "objectness"})  # its own losses read neither
+    remark: ClassVar[str] = "bags; the loss chooses among the anchors of a bag"
 
     def __init__(self, *, bag_size: Count = 50) -> None:
         self.bag_size = bag_size

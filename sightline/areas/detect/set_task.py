@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.detect.assignment_pictures import ImageBoxes, show_labels, show_matching
 from sightline.areas.detect.output import concatenate_detections, to_file_pixels
-from sightline.areas.detect.pictures import MIN_DRAWN_SCORE, show_detections
+from sightline.areas.detect.pictures import MIN_DRAWN_SCORE, get_image_pixels, show_detections
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
-from sightline.contract.binding import AvailableKeys
+from sightline.contract.binding import AvailableKeys, select_arguments
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
@@ -56,6 +57,7 @@ class DetectSet(Supervised):
                 f"transformers_detector, found {type(model).__name__}; of a detector with priors, the task is detect"
             )
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self._model = model
         self._min_score, self._most, self._clip, self._class_names = score, most, clip, class_names
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
@@ -77,9 +79,7 @@ class DetectSet(Supervised):
         score, index = flat.nan_to_num(torch.inf, torch.inf, 0.0).topk(min(self._most, flat.shape[1]), dim=1)
         score = flat.gather(1, index)  # NaN comes first, so that metrics report it
         query, label = index // num_classes, index % num_classes
-        centred = promote_to_float32(outputs["set_boxes"].detach()).gather(1, query[..., None].expand(-1, -1, 4))
-        middle, half = centred[..., :2], centred[..., 2:] / 2
-        corners = torch.cat([middle - half, middle + half], dim=2) * centred.new_tensor([width, height] * 2)
+        corners = _to_corners(outputs["set_boxes"], height, width).gather(1, query[..., None].expand(-1, -1, 4))
         rows = torch.cat([corners, score[..., None].to(corners), label[..., None].to(corners)], dim=2)
         is_chosen = ~(score <= self._min_score)
         return rows[is_chosen], is_chosen.sum(dim=1)
@@ -96,3 +96,36 @@ class DetectSet(Supervised):
         if "truth" not in batch:
             return []
         return show_detections(batch, predictions, class_names=self._class_names, least_score=score, pixels=pixels)
+
+    def show_targets(
+        self, batch: Batch, *, pixels: np.ndarray | None = None, is_trained: bool = False
+    ) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+        """Draw the boxes of the first image with the predictions that they are matched to.
+
+        This takes a run (`is_trained`), because random weights predict boxes of no meaning, and a model with the method
+        `match_boxes(outputs, ...)`, which names fields of the batch; of others, the boxes are drawn alone.
+        """
+        rows, pixels = slice(*batch["box_offsets"][:2].tolist()), get_image_pixels(batch, 0, pixels)
+        image = ImageBoxes(batch["boxes"][rows], batch["is_ignored"][rows], batch["label"][rows], self._class_names)
+        match = getattr(self._model, "match_boxes", None)
+        if not is_trained or match is None:
+            return {"assignment": ([show_labels(pixels, image, _NO_WEIGHTS if match else _NO_MATCHING)], {})}
+        like = next(self._model.parameters())
+        first = {name: value.to(like.device) for name, value in batch.items() if isinstance(value, Tensor)}
+        with torch.no_grad():
+            outputs = self.outputs(self._model, first)
+        pairs = match(outputs, **select_arguments(match, first))[0]
+        corners = _to_corners(outputs["set_boxes"][:1], *batch["image"].shape[2:])[0].cpu()
+        picture, figures = show_matching(pixels, image, corners.to(image.boxes), tuple(each.cpu() for each in pairs))
+        return {"assignment": ([picture], {"matching": figures})}
+
+
+_NO_WEIGHTS = "labels alone, no weights; each box is matched to the prediction that fits it best, which a run shows"
+_NO_MATCHING = "labels alone; the network matches boxes to its predictions itself, and has no method match_boxes to ask"
+
+
+def _to_corners(set_boxes: Tensor, height: int, width: int) -> Tensor:
+    """Convert centres and sizes (..., 4) in shares of a canvas to left, top, right, bottom in its pixels."""
+    centred = promote_to_float32(set_boxes.detach())
+    middle, half = centred[..., :2], centred[..., 2:] / 2
+    return torch.cat([middle - half, middle + half], dim=-1) * centred.new_tensor([width, height] * 2)

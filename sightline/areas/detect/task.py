@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import TypedDict
 
+from sightline.areas.detect.assignment_pictures import ImageBoxes, show_assignments, show_priors
 from sightline.areas.detect.output import (
     DetectionFilter,
     GreedyNMS,
@@ -23,13 +24,7 @@ from sightline.areas.detect.output import (
     concatenate_detections,
     to_file_pixels,
 )
-from sightline.areas.detect.pictures import (
-    MIN_DRAWN_SCORE,
-    get_image_pixels,
-    show_assignments,
-    show_detections,
-    show_priors,
-)
+from sightline.areas.detect.pictures import MIN_DRAWN_SCORE, get_image_pixels, show_detections
 from sightline.areas.detect.tiles import PhotoTiles
 from sightline.contract import registry
 from sightline.contract.arguments import (
@@ -59,6 +54,9 @@ from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS, _SIDES = "boxes at each prior:", "targets of", "numbers of a box:"
 """Topics of needs."""
+_BY_RUN = "run's weights; it chooses by predictions, those of this checkpoint"
+_BY_RANDOM_WEIGHTS = "random weights; it chooses by predictions, and a config has no trained weights"
+"""Remarks on a picture of an assigner that reads predictions."""
 
 
 class AnchorBlock(TypedDict, total=False):
@@ -365,31 +363,33 @@ class Detect(Supervised):
         return show_detections(batch, predictions, class_names=self._class_names, least_score=score, pixels=pixels)
 
     def show_targets(
-        self, batch: Batch, *, pixels: np.ndarray | None = None
+        self, batch: Batch, *, pixels: np.ndarray | None = None, all_stages: bool = False, is_trained: bool = False
     ) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
-        """Draw, for the first image, a cell's anchors on each level, and the assignment by every compatible assigner.
+        """Draw, for the first image, the assignment by the config's assigner.
 
-        The run's assigner comes first, with its arguments, the others have their defaults. Those that need predictions
-        get those of the current model.
+        `all_stages` also draws a cell's anchors on each level, and the assignment by every other compatible assigner,
+        with its defaults. Assigners that need predictions get those of the current model: `is_trained`, of a run.
         """
         rows = _image_slices(batch["box_offsets"])[0]
         pixels = get_image_pixels(batch, 0, pixels)
         priors = self.get_priors(batch["image"])
-        boxes, is_ignored = batch["boxes"][rows].to(priors.coordinates), batch["is_ignored"][rows]
-        name_of_own = _get_assigner_name(self._assigner)
-        other_assigners = _make_other_assigners(name_of_own, self._head)
-        assigners = {f"{name_of_own} (this config's)": self._assigner, **other_assigners}
-        if any(assigner.needs_predictions for assigner in assigners.values()):
-            first_image = {**batch, "image": batch["image"][:1]}
-            [predicted] = self._predict_priors(self._model, first_image)
-            assigners = {
-                name: partial(assigner, labels=batch["label"][rows], predicted=predicted)
-                if assigner.needs_predictions
-                else assigner
-                for name, assigner in assigners.items()
-            }
-        pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
-        return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+        boxes = batch["boxes"][rows].to(priors.coordinates)
+        image = ImageBoxes(boxes, batch["is_ignored"][rows], batch["label"][rows], self._class_names)
+        name = _get_assigner_name(self._assigner)
+        assigners = {name: self._assigner}
+        if all_stages:
+            assigners = {f"{name} (this config's)": self._assigner, **_make_other_assigners(name, self._head)}
+        remarks = {name: assigner.remark for name, assigner in assigners.items()}
+        calls: dict[str, Any] = dict(assigners)
+        by_network = [name for name, assigner in assigners.items() if assigner.needs_predictions]
+        if by_network:
+            [predicted] = self._predict_priors(self._model, {**batch, "image": batch["image"][:1]})
+            known = {"labels": image.label, "predicted": predicted}
+            calls |= {name: partial(assigners[name], **known) for name in by_network}
+            remarks |= dict.fromkeys(by_network, _BY_RUN if is_trained else _BY_RANDOM_WEIGHTS)
+        pictures, reports = show_assignments(pixels, priors, image, calls, remarks)
+        stages = {"assignment": (pictures, {"assigners": reports})}
+        return {"priors": (show_priors(pixels, priors, boxes), {}), **stages} if all_stages else stages
 
 
 class _KnownOutputs(NamedTuple):

@@ -148,6 +148,31 @@ class TransformersDetector(Model):
         queries = slice(-self.network.config.num_queries, None)  # denoising queries come first
         return {"logits": predicted.logits[:, queries], "set_boxes": predicted.pred_boxes[:, queries]}
 
+    @torch.no_grad()
+    def match_boxes(
+        self,
+        outputs: Mapping[str, Tensor],
+        *,
+        image: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+        box_offsets: Tensor,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Match predictions to boxes as the loss does, one for each box: indices of queries, and of boxes.
+
+        Boxes of an image are counted without the ignored ones. In training, D-FINE and RT-DETR also match the
+        predictions of the layers before the last.
+        """
+        from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
+
+        predicted = {"logits": outputs["logits"], "pred_boxes": outputs["set_boxes"]}
+        matcher = RTDetrHungarianMatcher(self.network.config)
+        matched: list[tuple[Tensor, Tensor]] = matcher(
+            predicted, make_targets(image, boxes, label, is_ignored, box_offsets)
+        )
+        return matched
+
     def fit_weights(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
         """Fit weights of a detector of other classes to this one: rows of classes are chosen by class name.
 

@@ -267,7 +267,7 @@ class DepthStages:
         cloud = Stage(
             stage, inside_points, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures
         )
-        return replace(cloud, skeletons=(self._to_grid(skeleton, placement),))
+        return replace(cloud, skeletons=(self._to_grid(skeleton, placement),), shows="cube")
 
     def _voxel_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
@@ -296,6 +296,7 @@ class DepthStages:
             skeletons=(skeleton,),
             panels=tuple(volume_panels(volume, [skeleton])),
             figures=figures,
+            shows="voxels",
         )
 
     def _target_stage(self, stage: str, sample: Sample) -> Stage:
@@ -305,7 +306,8 @@ class DepthStages:
         skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
         maps = self._maps(sample["heatmaps"].float(), placement)
         cloud = self._heatmap_stage(stage, maps, placement, skeletons)
-        return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
+        described = replace(cloud, description=describe_target(figures), is_right=figures["is_sound"])
+        return replace(described, figures=figures, shows="heat maps")
 
     # --- parts --------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ class Assigner(ABC):
     """True if `match` also reads `labels`, without predictions: anchors may be of a class each."""
     excludes: ClassVar[frozenset[str]] = frozenset()
     """Outputs that its targets do not train, such as `objectness`: heads that predict one do not fit."""
+    remark: ClassVar[str] = ""
+    """What has to be said where its assignment is drawn: a word or two, "; ", and a sentence."""
     boxes_per_prior: int = 1
     """Number of boxes that it assigns to each prior, 1 or 2; with 2, `match` also returns `second_matched`."""
 

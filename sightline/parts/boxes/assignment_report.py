@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.contract.types import PrintedTable
 from sightline.ops.boxes.overlaps import box_area
-from sightline.ops.boxes.priors import Priors
+from sightline.ops.boxes.priors import IGNORED, Priors
 from sightline.parts.boxes.assigner import Assignment
 
 _SIZES = {"px": (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf), "m": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)}
@@ -23,14 +23,19 @@ def report_assignment(assignment: Assignment, priors: Priors, boxes: Tensor, is_
     """Count the positive priors of one image, per box and per level; list boxes (M, D) without a prior.
 
     `positives_per_box` and `box_px`, the roots of areas, have an entry for each of `boxes` (M, 4), 0 and -1 for ignore
-    regions; for boxes in space (M, 7) it is `box_m`, of areas from above. `unmatched_boxes` are the indices of boxes
-    that are not regions and have none. `num_ambiguous` priors were claimed by several boxes.
+    regions; for boxes in space (M, 7) it is `box_m`, of areas from above. A prior of two boxes counts for both.
+    `unmatched_boxes` are the indices of boxes that are not regions and have none. `num_ambiguous` priors were claimed
+    by several boxes, `num_ignored` ones are counted by no loss.
     """
     unit, areas = ("m", boxes[:, 3] * boxes[:, 4]) if boxes.shape[1] == 7 else ("px", box_area(boxes))
     is_positive = assignment.matched >= 0
     per_box = assignment.matched[is_positive].bincount(minlength=len(boxes))
+    if (second := assignment.second_matched) is not None:
+        per_box += second[second >= 0].bincount(minlength=len(boxes))
     return {
+        "num_boxes": int((~is_ignored).sum()),
         "num_positive": int(is_positive.sum()),
+        "num_ignored": int((assignment.matched == IGNORED).sum()),
         "num_ambiguous": int((assignment.num_claims > 1).sum()),
         "positives_per_box": per_box.tolist(),
         "positives_per_level": priors.prior_level[is_positive].bincount(minlength=len(priors.strides)).tolist(),

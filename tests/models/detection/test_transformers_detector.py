@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
 from sightline.areas.detect.set_task import DetectSet
@@ -19,6 +20,7 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
+from sightline.ops.boxes.overlaps import box_iou
 from tests.cases import run_each
 from tests.models.set_networks import SETTINGS, make_set_network
 
@@ -102,6 +104,38 @@ def test_logits_boxes_and_losses_are_those_of_the_library(family: str, is_traini
         torch.testing.assert_close(loss, sum(parts, torch.tensor(0.0)), rtol=1e-6, atol=1e-6)
         total = total + loss
     torch.testing.assert_close(total, expected.loss, rtol=1e-6, atol=1e-6)
+
+
+@run_each("family", CLASSES)
+def test_targets_are_drawn_as_the_loss_matches_them(family: str) -> None:
+    """As the library's own matcher answers within its loss; a config, and a network that says nothing, draw labels."""
+    model, batch = make_set_network(family, "car", "person").eval(), make_batch()
+    noted: list[Any] = []
+    match = RTDetrHungarianMatcher.forward
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RTDetrHungarianMatcher, "forward", lambda *args: noted.append(match(*args)) or noted[-1])
+        outputs = model(**batch)
+    of_loss = noted[0]  # of the last layer
+    fields = {name: batch[name] for name in ("image", "boxes", "label", "is_ignored", "box_offsets")}
+    found = model.match_boxes(outputs, **fields)
+    assert [[each.tolist() for each in pair] for pair in found] == [[e.tolist() for e in pair] for pair in of_loss]
+
+    task = make_task(model, tuple(LOSSES)[:3])
+    [picture], figures = task.show_targets(batch, is_trained=True)["assignment"]
+    query, box = (each.tolist() for each in of_loss[0])
+    assert sorted(box) == [0, 1]
+    centred = outputs["set_boxes"][0, query] * torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    corners = torch.cat([centred[:, :2] - centred[:, 2:] / 2, centred[:, :2] + centred[:, 2:] / 2], dim=1)
+    overlaps = [float(box_iou(corners[i, None], batch["boxes"][b, None])) for i, b in enumerate(box)]
+    assert figures["matching"] == {"num_boxes": 2, "num_queries": 20, "iou": pytest.approx(overlaps, abs=1e-6)}
+    assert picture.caption.startswith("all boxes assigned; one of 20 predictions each, IoU ")
+    [picture], figures = task.show_targets(batch)["assignment"]
+    assert picture.caption.startswith("labels alone, no weights; ")
+    assert figures == {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delattr(type(model), "match_boxes")
+        [picture], _ = task.show_targets(batch, is_trained=True)["assignment"]
+    assert picture.caption.endswith("has no method match_boxes to ask")
 
 
 @run_each("family", CLASSES)
