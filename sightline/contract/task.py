@@ -68,7 +68,8 @@ class Task(ABC):
     show: Callable[..., Sequence[Any]] | None = None
     """`show(batch, predictions)`: pictures for TensorBoard.
 
-    `view` gives `pixels` (H, W, 3) uint8 of its one image, and the least `score` to draw, where it takes them.
+    Where it takes them, it gets the least `score` to draw, `surroundings`, what the clouds of the set are of, and from
+    `view` `pixels` (H, W, 3) uint8 of its one image.
     """
     show_targets: Callable[..., Mapping[str, Any]] | None = None
     """`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`.

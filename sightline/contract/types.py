@@ -112,6 +112,10 @@ class ScanInputSpec:
     withheld: Literal["drop", "keep"] = "drop"
 
 
+Surroundings: TypeAlias = Literal["none", "scan", "room"]
+"""What a cloud is of: an object by itself, a scan of a sensor among objects, or a room with walls around it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Folds:
     """Cross-validation folds of a set, e.g. areas of a building, and those in the test split."""
@@ -163,6 +167,14 @@ class DataInfo:
     folds: Folds | None = None
     scans: ScanInputSpec | None = None
     dealing: Dealing | None = None
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the clouds of the set are of, by its form of scans and the frame of its points."""
+        if self.scans is not None:
+            return "scan"
+        frame = self.fields["points"].frame if "points" in self.fields else ""
+        return "room" if frame.startswith(("scene", "room")) else "none"
 
 
 @dataclass(frozen=True, slots=True)

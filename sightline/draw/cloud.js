@@ -132,6 +132,24 @@ function hide(colors, current, colorings) {  // by the colouring that is shown, 
   }
 }
 
+function hiding(shell, eye, middle) {  // those walls, the ceiling or the floor whose outer side the eye is on
+  const away = Math.hypot(eye[0] - middle[0], eye[1] - middle[1]);
+  return {
+    walls: shell.walls.filter(([x, y, limit]) => x * eye[0] + y * eye[1] - limit > shell.facing * away),
+    ceiling: shell.ceiling !== null && eye[2] > shell.ceiling, floor: eye[2] < shell.floor,
+  };
+}
+
+function leftOut(points, shell, between) {  // 1 for each point of these; where a wall meets the floor, it is the floor's
+  const isOut = new Uint8Array(points.length / 3);
+  for (let i = 0, n = 0; i < isOut.length; i++, n += 3) {
+    const x = points[n], y = points[n + 1], z = points[n + 2];
+    if (z < shell.floor) isOut[i] = between.floor;
+    else isOut[i] = (between.ceiling && z > shell.ceiling) || between.walls.some(([u, v, limit]) => u * x + v * y > limit);
+  }
+  return isOut;
+}
+
 /* --- drawing ----------------------------------------------------------------------------------------------------- */
 
 function resized() {
@@ -176,7 +194,7 @@ function ballOf(radius) {  // of the pixels of a ball: where they lie, how light
 
 const BALLS = Array.from({ length: MOST_RADIUS + 1 }, (_, radius) => ballOf(radius));
 
-function splat(points, colors, frame) {
+function splat(points, colors, frame, isOut) {
   const { width, height } = canvas, { pixels, depth } = screen;
   const [r, u, t] = viewOf();
   const [cx, cy, cz] = frame.middle.map((value, k) => value + camera.target[k] * frame.radius);
@@ -184,7 +202,7 @@ function splat(points, colors, frame) {
   const size = Number(element("size").value) * Math.min(0.03, 1.3 / Math.sqrt(points.length / 3 + 1));
   for (let i = 0, n = 0; i < colors.length; i++, n += 3) {
     const color = colors[i];
-    if (color === 0) continue;
+    if (color === 0 || (isOut && isOut[i])) continue;
     const x = (points[n] - cx) * inverse, y = (points[n + 1] - cy) * inverse, z = (points[n + 2] - cz) * inverse;
     const away = camera.distance - (t[0] * x + t[1] * y + t[2] * z);
     if (away < 0.02) continue;
@@ -277,10 +295,19 @@ function draw() {
   }
   screen.pixels.fill(0);
   screen.depth.fill(FAR);
-  splat(points, cloud.colors, frame);
+  splat(points, cloud.colors, frame, element("walls").checked ? outsideOf(cloud, points, frame) : null);
   shade();
   drawSkeletons(cloud, subject.up, frame);
   context.putImageData(screen.image, 0, 0);
+}
+
+function outsideOf(cloud, points, frame) {  // of a room, what is between it and the viewer; else null
+  if (!cloud.shell) return null;
+  const eye = viewOf()[2].map((t, k) => frame.middle[k] + (camera.target[k] + t * camera.distance) * frame.radius);
+  const between = hiding(cloud.shell, eye, frame.middle);
+  const key = JSON.stringify(between);
+  if (cloud.between !== key) [cloud.between, cloud.isOut] = [key, leftOut(points, cloud.shell, between)];
+  return cloud.isOut;
 }
 
 function redraw() {  // once, at the next frame, however often it is asked for
@@ -355,6 +382,7 @@ function show() {
     made("li", line, element("lines"), i === all.length - 1 ? verdict : "");
   });
   for (const id of ["space", "colours", "controls"]) element(id).hidden = cloud.isFlat;
+  element("room").hidden = !cloud.shell;
   element("kind").textContent = cloud.isFlat ? "image" : "cloud";
   showLegend(currentColoring(cloud), cloud.skeletons);
   showFlat(cloud);
@@ -459,6 +487,7 @@ const KEYS = {
   "[": () => next("stage", data.subjects[chosen.subject].clouds.length, -1),
   "]": () => next("stage", data.subjects[chosen.subject].clouds.length, 1),
   c: nextColoring,
+  w: () => { element("walls").checked = !element("walls").checked; redraw(); },
   f: () => { element("frame").checked = !element("frame").checked; redraw(); },
 };
 (isAlone ? document : document.querySelector(".viewer")).addEventListener("keydown", (event) => {
@@ -474,7 +503,7 @@ if (isAlone) element("title").textContent = data.title;
 data.subjects.forEach((each, i) => { made("option", each.name, element("subjects")).value = String(i); });
 element("subjects").addEventListener("change", (event) => choose({ subject: Number(event.target.value) }));
 element("size").addEventListener("input", () => { redraw(); });
-element("frame").addEventListener("change", () => { redraw(); });
+for (const id of ["frame", "walls"]) element(id).addEventListener("change", () => { redraw(); });
 const { clouds: first } = data.subjects[0];
 if (first.at(-1).stage === "prediction") chosen.stage = first.length - 1;
 for (const note of data.notes) made("li", note, element("notes"));

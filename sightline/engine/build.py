@@ -283,6 +283,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
         voting_reader=voting,
         votes=config.evaluate.votes,
         exact_keys=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
+        surroundings=part.dataset.info.surroundings,
     )
 
 

@@ -19,7 +19,7 @@ from sightline.contract.binding import BoundFunction, select_arguments
 from sightline.contract.errors import RunError
 from sightline.contract.metric import Metric, State, WorstSamples, make_state, pool_states, row_states, sorted_rows
 from sightline.contract.task import Task
-from sightline.contract.types import Batch, Sample, SampleKey
+from sightline.contract.types import Batch, Sample, SampleKey, Surroundings
 from sightline.draw.pictures import Picture
 from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.batches.stream import BatchLoader, read_batches
@@ -198,7 +198,7 @@ class Evaluator:
     """Evaluator of one split. `voting_reader` reads the passes of `votes` > 1, `tiles` those of tiles, in this process.
 
     `ensemble_models` are further models, e.g. earlier checkpoints of a run, whose predictions are averaged with the
-    model's. Keys in `exact_keys` reach metrics in the data set's dtype.
+    model's. Keys in `exact_keys` reach metrics in the data set's dtype. `surroundings` of clouds are for pictures.
     """
 
     task: Task
@@ -215,6 +215,7 @@ class Evaluator:
     tiles: TileReader | None = None
     ensemble_models: tuple[nn.Module, ...] = ()
     exact_keys: frozenset[str] = frozenset()
+    surroundings: Surroundings = "none"
 
     def __call__(
         self, model: nn.Module, world: World, *, pictures: bool = False, on_batch: BatchCallback | None = None
@@ -257,7 +258,7 @@ class Evaluator:
                 if hardness_of is not None:
                     ledger.note_hardness(batch["sample_index"], hardness_of(batch, predictions))
                 elif number == 0 and show is not None:
-                    drawn = tuple(show(batch, predictions))
+                    drawn = self._show(batch, predictions)
                 clock.end_phase("metrics")
         evaluation = self._reduce(tallies, ledger, world, started)
         if hardness_of is not None:
@@ -298,15 +299,22 @@ class Evaluator:
                 pictures.append(dataclasses.replace(picture, name=f"worst_{kind}_{picture.name}", caption=caption))
         return tuple(pictures)
 
-    def _draw_samples(self, model: nn.Module, world: World, indices: np.ndarray, **optional: Any) -> list[Picture]:
-        """Read and predict samples again, and draw them, with those optional arguments that the task's `show` takes."""
-        if not len(indices):
-            return []
+    def _show(self, batch: Batch, predictions: Mapping[str, Any], **optional: Any) -> tuple[Picture, ...]:
+        """Draw samples, with those optional arguments that the task's `show` takes."""
         show: Any = self.task.show
+        optional["surroundings"] = self.surroundings
+        return tuple(show(batch, predictions, **select_arguments(show, optional)))
+
+    def _draw_samples(
+        self, model: nn.Module, world: World, indices: np.ndarray, **optional: Any
+    ) -> tuple[Picture, ...]:
+        """Read and predict samples again, and draw them."""
+        if not len(indices):
+            return ()
         (keys,) = evaluation_keys(indices, len(indices), epoch=0, seed=self.seed)
         batch = self._to_device(self.reader(keys), world)
         with torch.no_grad(), self.precision.autocast(world.device):
-            return list(show(batch, self.task.predict(model, batch), **select_arguments(show, optional)))
+            return self._show(batch, self.task.predict(model, batch), **optional)
 
     def _list_suffixes(self) -> list[str]:
         """Return the suffixes of metric names: "" (single pass), `_voteN`, `_tileN` and `_ensembleN` (several)."""

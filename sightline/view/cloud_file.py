@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contract.errors import DataError
+from sightline.draw.drawn_rows import guess_surroundings
 from sightline.draw.pictures import Axis
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.cloud_files import is_no_return
@@ -28,7 +29,7 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     whole numbers in a channel called label, class, part and the like; any other channel has a colour map. A scan
     (.bin, .pcd) is also coloured by its label file, next to it or in SemanticKITTI's folders, and by labels that
     `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels; so are points
-    that the file flags as withheld.
+    that the file flags as withheld. A room, by `guess_surroundings`, is drawn as one.
     Raises DataError naming the file.
     """
     scan = read_scan(path, columns=columns, no_return="nan")
@@ -45,7 +46,8 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     colorings = [*label_colorings, *_channel_colorings(channels), height_coloring(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(RgbColoring("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
-    shown = Stage("as read", cloud.points, tuple(colorings), description=", ".join((*facts, *scan.notes)))
+    description, surroundings = ", ".join((*facts, *scan.notes)), guess_surroundings(cloud.points, up_axis)
+    shown = Stage("as read", cloud.points, tuple(colorings), description=description, surroundings=surroundings)
     return ViewedSample(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
 
 

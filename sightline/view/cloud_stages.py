@@ -14,7 +14,6 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import Frame, pad_to_3d
 from sightline.parts.metrics.predicted_labels import predict_labels
-from sightline.view.drawn_rows import Surroundings
 from sightline.view.range_images import describe_image, image_panels, prediction_panels
 from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, error_coloring, height_coloring
@@ -36,7 +35,7 @@ class CloudStages:
         self.frame: Frame = facts.get("up_axis", "z")
         self.whole = _sample_labels(raw, facts)
         self._unit = _unit(info)
-        self._surroundings = _surroundings(info)
+        self._surroundings = info.surroundings
 
     def raw_stage(self, sample: Sample) -> Stage:
         """Build the stage of the cloud as the data set returns it."""
@@ -116,14 +115,6 @@ def _array(values: Tensor) -> np.ndarray:
 def _unit(info: DataInfo) -> str:
     """Return the unit that the data set states for its raw points; after transforms the unit is unknown."""
     return info.fields["points"].unit if "points" in info.fields else ""
-
-
-def _surroundings(info: DataInfo) -> Surroundings:
-    """Return what the clouds of a set are of, by its form of scans and the frame of its points."""
-    if info.scans is not None:
-        return "scan"
-    frame = info.fields["points"].frame if "points" in info.fields else ""
-    return "room" if frame.startswith(("scene", "room")) else "none"
 
 
 def _sample_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sightline.draw.drawn_rows import MIN_FACING, find_shell
 from sightline.draw.page import PHOTO_PX, PageClouds, encode_picture, render_page
+from sightline.draw.pictures import Frame, upright_points
 from sightline.view.panels import ImagePanel, is_strip
 from sightline.view.sheet import subsample
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
@@ -61,11 +63,11 @@ def _encode_subject(subject: ViewedSample, count: int) -> dict[str, Any]:
         "name": subject.name,
         "facts": class_lines,
         "up": subject.up_axis,
-        "clouds": [_encode_cloud(cloud, count) for cloud in subject.stages],
+        "clouds": [_encode_cloud(cloud, count, subject.up_axis) for cloud in subject.stages],
     }
 
 
-def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
+def _encode_cloud(cloud: Stage, count: int, frame: Frame) -> dict[str, Any]:
     finite = np.flatnonzero(np.isfinite(cloud.points).all(axis=1))
     rows = subsample(finite, count)
     points = cloud.points[rows].astype(np.float64)
@@ -85,10 +87,20 @@ def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "points": _base64(steps),
         "colorings": [_encode_coloring(coloring, rows) for coloring in cloud.colorings],
         "skeletons": [skeleton.to_dict() for skeleton in cloud.skeletons],
+        "shell": _encode_shell(cloud.points[finite], frame) if cloud.surroundings == "room" else None,
         "isFlat": cloud.is_flat,
         "isStrips": all(is_strip(panel) for panel in cloud.panels),
         "panels": [_encode_panel(panel, len(cloud.panels)) for panel in cloud.panels],
     }
+
+
+def _encode_shell(points: np.ndarray, frame: Frame) -> dict[str, Any] | None:
+    """Encode walls, floor and ceiling of a room in the page's frame, whose z is up; None if nothing encloses it."""
+    shell = find_shell(upright_points(points, frame))
+    if shell is None:
+        return None
+    ceiling = None if np.isinf(shell.ceiling) else float(shell.ceiling)
+    return {"walls": shell.walls.tolist(), "floor": float(shell.floor), "ceiling": ceiling, "facing": MIN_FACING}
 
 
 def _encode_panel(panel: ImagePanel, count: int) -> dict[str, Any]:

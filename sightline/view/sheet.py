@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.contract.errors import escape_to_one_line
+from sightline.draw.drawn_rows import LEFT_OUT, are_drawn
 from sightline.draw.pictures import INK, PAGE, Frame, Lines, draw_legend, fit_text, render_clouds, render_strips
-from sightline.view.drawn_rows import behind_near_walls, near_objects
 from sightline.view.panels import ImagePanel, is_strip
 from sightline.view.stages import ClassColoring, Coloring, Stage, ViewedSample
 
@@ -19,13 +19,6 @@ MAX_DRAWN = 60_000
 _FAINT = (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
 _PREDICTION_COLORINGS = ("ground truth", "prediction", "error")
-
-
-_LEFT_OUT = {
-    "scan": "the farthest points are not drawn, so that the others are large",
-    "room": "walls and ceiling between viewer and room are not drawn",
-}
-"""Notes on the points that the pictures of scans and rooms leave out."""
 
 
 class Tile(NamedTuple):
@@ -149,11 +142,10 @@ def subsample(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _shown_rows(cloud: Stage, rows: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return those of the rows that are near the objects of a scan, or behind the near walls of a room."""
+    """Return those of the rows that pictures of the cloud's surroundings, or of objects in it, show."""
     objects = [figure.joints for figure in cloud.skeletons if figure.num_objects is not None]
-    if objects or cloud.surroundings == "scan":
-        return rows[near_objects(cloud.points[rows], objects)]
-    return rows[behind_near_walls(cloud.points[rows], frame)] if cloud.surroundings == "room" else rows
+    surroundings = "scan" if objects else cloud.surroundings
+    return rows[are_drawn(cloud.points[rows], surroundings, frame, objects=objects)]
 
 
 def _visible_rows(cloud: Stage, hidden: Sequence[str]) -> np.ndarray:
@@ -182,7 +174,7 @@ def _title_lines(subject: ViewedSample, tiles: Sequence[Tile], hidden: Sequence[
     if any(len(tile.cloud.points) > MAX_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MAX_DRAWN:,} points are drawn of a cloud")
     surroundings = {tile.cloud.surroundings for tile in tiles if tile.panel is None}
-    notes += [note for kind, note in _LEFT_OUT.items() if kind in surroundings]
+    notes += [note for kind, note in LEFT_OUT.items() if kind in surroundings]
     return [*lines, "; ".join(notes)] if notes else lines
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sightline.contract.types import Surroundings
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.parts.tasks.segment import WRONG
-from sightline.view.drawn_rows import Surroundings
 from sightline.view.panels import ImagePanel
 from sightline.view.skeletons import JointFigure
 

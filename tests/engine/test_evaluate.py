@@ -108,16 +108,19 @@ def test_the_worst_samples_of_a_metric_are_drawn_and_named() -> None:
     worst = WorstSamples({"far": {7: 3, 2: 1}, "near": {}, "both": {2: 5}}, 0.25)
     metric = copy.copy(meter.metric)
     metric.worst_samples = lambda state: worst  # type: ignore[attr-defined]
-    evaluator = dataclasses.replace(built.test_evaluator, metrics=[dataclasses.replace(meter, metric=metric)])
-    shown = []
+    metrics = [dataclasses.replace(meter, metric=metric)]
+    evaluator = dataclasses.replace(built.test_evaluator, metrics=metrics, surroundings="room")
+    shown, surrounded = [], set()
 
-    def show(batch: Batch, predictions: Batch, *, score: float = 0.0) -> list[Picture]:
+    def show(batch: Batch, predictions: Batch, *, score: float = 0.0, surroundings: str = "") -> list[Picture]:
+        surrounded.add(surroundings)
         shown.append((batch["sample_index"].tolist(), score))
         return [Picture(f"{index}", np.zeros((1, 1, 3), np.uint8), "a solid") for index in shown[-1][0]]
 
     evaluator.task.show = show  # type: ignore[attr-defined]
     result = evaluator(built.job.model, World(), pictures=True)
     assert shown[1:] == [([7, 2], 0.25), ([2], 0.25)]
+    assert surrounded == {"room"}
     drawn = {picture.name: picture.caption for picture in result.pictures if "worst" in picture.name}
     assert drawn == {
         "worst_far_7": "sample 7, 3 far; a solid",

@@ -47,6 +47,12 @@ def evaluate(run: Path, *words: object) -> dict[str, Any]:
 # --- `sightline evaluate RUN key=value`: what may be said anew about an evaluation, and what not ---------------------
 
 
+def test_the_pictures_of_a_training_tell_what_they_leave_out_of_rooms(scenes: Path) -> None:
+    captions = json.loads((scenes / "predictions" / "captions.json").read_text())
+    assert captions
+    assert all(text.endswith("; walls and ceiling between viewer and room are not drawn") for text in captions.values())
+
+
 def test_without_overrides_it_is_final_json_byte_for_byte(classes: Path, tmp_path: Path) -> None:
     succeed("evaluate", classes, "--device", "cpu", "--json", tmp_path / "a.json")
     assert (tmp_path / "a.json").read_bytes() == (classes / "final.json").read_bytes()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
+from sightline.draw.pictures import PALETTE
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.feature_transform import FeatureTransformPenalty
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.windows import BlockWindows, SphereWindows, column_windows, sphere_windows
+from tests.draw.rooms import make_room
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
 
@@ -146,6 +148,37 @@ def test_a_picture_shows_errors_in_red() -> None:
     (perfect,) = task.show(batch | {"label": predictions["seen"]}, predictions)
     assert perfect.caption == "100.0% of the points right"
     assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
+
+
+def test_a_room_is_shown_without_the_walls_before_it() -> None:
+    """Two rooms, of which each surface is a class: those that hide the others occur in no row, as in `view`."""
+    points, part = make_room()
+    names, label = np.unique(part, return_inverse=True)
+    task = segment(class_names=tuple(names))
+    batch = {
+        "points": torch.from_numpy(np.concatenate([points, points])),
+        "offsets": torch.tensor([0, len(points), 2 * len(points)]),
+        "label": torch.from_numpy(np.concatenate([label, label])),
+    }
+    predictions = {"seen": batch["label"]}
+    shown = {kind: task.show(batch, predictions, surroundings=kind)[0] for kind in ("none", "room")}
+    counts = {kind: count_classes(picture.pixels[:440, :460], len(names)) for kind, picture in shown.items()}
+    in_front = ["ceiling", "front x", "front y"]
+    for name, whole, cut in zip(names, counts["none"], counts["room"], strict=True):
+        assert cut < 0.2 * whole if name in in_front else cut > 0.5 * whole, name
+    assert 2 * counts["none"][list(names).index("table")] < counts["room"][list(names).index("table")]
+    assert shown["none"].caption == "100.0% of the points right"
+    expected = "100.0% of the points right; walls and ceiling between viewer and room are not drawn"
+    assert shown["room"].caption == expected
+
+
+def count_classes(pixels: np.ndarray, num_classes: int) -> list[int]:
+    """Count the coloured pixels next to the colour of each class, whatever their light."""
+    spread = pixels.max(axis=-1).astype(int) - pixels.min(axis=-1)
+    tints = [each - each.mean(axis=-1, keepdims=True) for each in (pixels.astype(float), PALETTE[:num_classes] * 1.0)]
+    tints = [each / (np.linalg.norm(each, axis=-1, keepdims=True) + 1e-9) for each in tints]
+    nearest = (tints[0] @ tints[1].T).argmax(axis=-1)
+    return np.bincount(nearest[spread > 40], minlength=num_classes).tolist()
 
 
 def test_the_hardness_of_a_cloud_is_its_share_of_wrong_points() -> None:

@@ -18,7 +18,8 @@ from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
-from sightline.contract.types import Batch
+from sightline.contract.types import Batch, Surroundings
+from sightline.draw.drawn_rows import LEFT_OUT, are_drawn
 from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.dtypes import widen_labels
@@ -148,8 +149,13 @@ class Segment(Supervised):
         wrong, counted = F.pad(sums, (1, 0))[:, _sample_offsets(batch, batch["label"])].diff(dim=1).double()
         return wrong / counted.clamp(min=1)
 
-    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """Draw the first clouds of a batch: by true class, by predicted class, and errors in red."""
+    def show(
+        self, batch: Batch, predictions: Mapping[str, Any], *, surroundings: Surroundings = "none"
+    ) -> list[Picture]:
+        """Draw the first clouds of a batch: by true class, by predicted class, and errors in red.
+
+        Of scans and rooms (`surroundings`), points that would hide or dwarf the others are left out.
+        """
         if "label" not in batch:
             return []
         if batch["label"].ndim == 3:
@@ -165,19 +171,22 @@ class Segment(Supervised):
         wrong = (predicted != label) & (label >= 0)
         shown = slice(0, offsets[len(spans)])
         captions = [f"predicted, {_format_accuracy(wrong[span], label[span])} right" for span in spans]
+        drawn = [span.start + np.flatnonzero(are_drawn(points[span], surroundings, self.up_axis)) for span in spans]
         pixels = render_clouds(
-            [points[span] for span in spans] * 3,
+            [points[rows] for rows in drawn] * 3,
             captions=[*("ground truth" for _ in spans), *captions, *("errors" for _ in spans)],
             colors=[
-                *(label_colors(label[span]) for span in spans),
-                *(label_colors(predicted[span]) for span in spans),
-                *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
+                *(label_colors(label[rows]) for rows in drawn),
+                *(label_colors(predicted[rows]) for rows in drawn),
+                *(np.where(wrong[rows][:, None], WRONG, UNLABELLED) for rows in drawn),
             ],
             up_axis=self.up_axis,
             columns=len(spans),
         )
         pixels = with_legend(pixels, np.concatenate([label[shown], predicted[shown]]), self.class_names)
-        return [Picture("predictions", pixels, f"{_format_accuracy(wrong[shown], label[shown])} of the points right")]
+        caption = f"{_format_accuracy(wrong[shown], label[shown])} of the points right"
+        note = LEFT_OUT.get(surroundings)
+        return [Picture("predictions", pixels, f"{caption}; {note}" if note else caption)]
 
     def _draw_range_images(self, label: Tensor, predicted: Tensor) -> Picture:
         """Draw the first range images of (S, H, W): predicted classes, labels, wrong pixels in red."""
