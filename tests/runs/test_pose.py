@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from sightline.api import load_run
+from sightline.areas.pose.task import decode_joints
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.run_data import build_data
+from sightline.ops.voxels.cubes import CubePlacement
+from sightline.store.files.image_files import read_image
+from sightline.view.skeletons import READ, TRUE
 from tests.command import document_of, refuse, succeed
 from tests.doctor.posing import CONFIG
 from tests.trained import trained_run
@@ -38,6 +42,20 @@ def test_evaluate_repeats_the_final_figures(run: Path) -> None:
     assert set(final) >= {"mean_error_mm", "median_error_mm", "max_error_mm", "frames_within"}
 
 
+def test_pictures_of_an_evaluation_have_both_poses_and_the_error_of_their_frame(run: Path) -> None:
+    captions = json.loads((run / "predictions" / "captions.json").read_text())
+    assert list(captions) == [f"joints_{number}.png" for number in range(4)]
+    data, loaded = build_data(read_config(run / "config.yaml")), load_run(run, checkpoint="last")
+    batch = data.test.reader([SampleKey(index, 0, 0) for index in range(4)])
+    with torch.no_grad():
+        likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]
+    joints = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"].float()), decoding="parabola")
+    for error_mm, (name, caption) in zip((joints - batch["joints"]).norm(dim=-1).mean(dim=1), captions.items()):
+        assert float(caption.partition(" mm off on average; ")[0]) == pytest.approx(error_mm.item(), rel=1e-3, abs=0.05)
+        pixels = read_image(run / "predictions" / name)
+        assert all((pixels == color).all(axis=2).any() for color in (TRUE, READ))
+
+
 def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> None:
     figures = metrics_of(run, "--ensemble")
     assert figures["mean_error_mm"] == json.loads((run / "final.json").read_text())["metrics"]["mean_error_mm"]
@@ -46,9 +64,6 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> 
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
-        from sightline.areas.pose.task import decode_joints
-        from sightline.ops.voxels.cubes import CubePlacement
-
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]
         found.append(

@@ -20,8 +20,8 @@ from sightline.areas.pose.centres import (
     without_target_transforms,
 )
 from sightline.areas.pose.depth_files import DEPTH_KINDS, check_marks, read_depth
+from sightline.areas.pose.pictures import UNIT_CORNERS, project_cube
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthCamera
-from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
 from sightline.areas.pose.task import MIN_PEAK
 from sightline.config.key_values import read_key_values
 from sightline.contract import registry

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,17 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
+from sightline.areas.pose.pictures import draw_joints, project_placement, without_rounding
 from sightline.areas.pose.task import MIN_PEAK, decode_joints
 from sightline.contract.errors import join_some
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
-from sightline.ops.views.pinhole import depth_points, project_points
+from sightline.ops.views.pinhole import depth_points
 from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.image_files import DEPTH_MODES, read_header
 from sightline.view.image_stages import picture_stage
-from sightline.view.panels import Window, depth_panel, volume_panels
+from sightline.view.panels import depth_panel, volume_panels
 from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.skeletons import READ, TRUE, JointFigure
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample
@@ -36,11 +36,6 @@ _ROUND_TRIP_MM = 1e-9
 """Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""
 _HALF_A_CELL = 0.5 + 1e-3
 """Largest error of argmax decoding: next to a cell's border, float32 cannot decide which of two cells is larger."""
-
-
-def without_rounding(placement: CubePlacement) -> CubePlacement:
-    """Return the placement without the roundings of the authors' release, for exact positions."""
-    return replace(placement, compat="none")
 
 
 def median_nearest_distance(joints: np.ndarray, points: np.ndarray) -> float | None:
@@ -168,11 +163,6 @@ def describe_errors(figures: Mapping[str, Any]) -> str:
 _ADDED_FIELDS = ("heatmaps", "volume", "placement")
 """Fields that transforms add; a stage is drawn by the first of these that its transform added."""
 _MIN_DRAWN = 0.5
-UNIT_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
-"""Corners (8, 3) of the unit cube."""
-_EDGES = tuple((a, b) for a, b in combinations(range(8), 2) if np.abs(UNIT_CORNERS[a] - UNIT_CORNERS[b]).sum() == 1)
-_CUBE = np.array([120, 128, 140], dtype=np.uint8)
-_MARGIN_PX = 4
 
 
 class DepthStages:
@@ -217,8 +207,7 @@ class DepthStages:
         true_figure = self._true_figure(self._joints)
         predicted_figure = replace(self._decoded_figure("predicted joints", joints_mm), is_sure=is_found)
         depth, camera = self._image(sample)
-        _, window = _project_cube_at(placement, camera, depth)
-        depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
+        depth_picture = draw_joints(depth, camera, placement, [true_figure, predicted_figure])
         cloud = self._heatmap_stage("prediction", maps, placement, [true_figure, predicted_figure])
         description = describe_errors(figures)
         if lost := [name for name, is_sure in zip(self._names, is_found, strict=True) if not is_sure]:
@@ -258,7 +247,7 @@ class DepthStages:
         figures |= {"num_points_inside": int(is_inside.sum())}
         image = np.zeros(depth.shape, dtype=bool)
         image[depth > 0] = is_inside
-        cube, window = _project_cube_at(placement, camera, depth)
+        cube, window = project_placement(placement, camera, depth)
         skeleton = self._true_figure(sample["joints"].double())
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         inside_points = points[is_inside]
@@ -350,31 +339,6 @@ def _is_same(before: Any, after: Tensor) -> bool:
 def _to_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
     """Convert camera coordinates (P, 3) in mm to continuous voxel coordinates (P, 3) float64."""
     return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
-
-
-def _project_cube_at(
-    placement: CubePlacement, camera: np.ndarray, depth: np.ndarray
-) -> tuple[JointFigure | None, Window]:
-    corners = torch.from_numpy(UNIT_CORNERS * placement.size)
-    return project_cube(to_camera(corners[None], without_rounding(placement))[0].numpy(), camera, depth.shape)
-
-
-def project_cube(corners: np.ndarray, camera: np.ndarray, shape: tuple[int, ...]) -> tuple[JointFigure | None, Window]:
-    """Return the edges of a cube with these corners (8, 3), and the window of the image of `shape` that shows it.
-
-    `corners` are those of `UNIT_CORNERS`, in the camera's frame. If the cube reaches behind the camera or lies outside
-    the image: None, and the whole image.
-    """
-    height, width = shape
-    if corners[:, 2].min() < 1:
-        return None, (0, 0, width, height)
-    pixels = project_points(corners, camera)[:, :2]
-    left, top = np.floor(pixels.min(axis=0)).astype(int) - _MARGIN_PX
-    right, bottom = np.ceil(pixels.max(axis=0)).astype(int) + _MARGIN_PX + 1
-    window = (max(0, int(left)), max(0, int(top)), min(width, int(right)), min(height, int(bottom)))
-    if window[0] >= window[2] or window[1] >= window[3]:
-        return None, (0, 0, width, height)
-    return JointFigure("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window
 
 
 # --- depth images of the user -----------------------------------------------------------------------------------------

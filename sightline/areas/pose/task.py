@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.pose.pictures import draw_joints
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
+from sightline.draw.pictures import Picture
 from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera
 from sightline.ops.voxels.heat_maps import Decoding, decode_heatmaps, heatmap_peaks
 from sightline.parts.tasks.supervised import Decoder, Supervised
+from sightline.view.skeletons import READ, TRUE, JointFigure
 
 MIN_PEAK = 0.1
 """Peak of a heat map below which its joint counts as not found."""
+_NUM_SHOWN = 4
 
 
 @registry.tasks.add("pose")
@@ -40,9 +44,11 @@ class Pose(Supervised):
         batch_keys: AvailableKeys,
         output_keys: AvailableKeys,
         decoding: Decoding = "parabola",
+        bones: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.decoding: Decoding = decoding
+        self._bones = tuple((first, last) for first, last in bones)
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Add `joints_mm` (B, J, 3), camera frame, and `peaks` (B, J), decoded from the heat maps."""
@@ -70,6 +76,31 @@ class Pose(Supervised):
             name: torch.stack([predictions[name] for predictions in passes]).mean(dim=0)
             for name in ("joints_mm", "peaks")
         }
+
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """Draw the first depth images of a batch at their cubes: true joints green, predicted ones red.
+
+        Joints that were not found are hollow.
+        """
+        if not {"depth", "camera", "joints", "visible"} <= batch.keys():
+            return []
+        pictures = []
+        for index in range(min(_NUM_SHOWN, len(predictions["joints_mm"]))):
+            depth, camera = batch["depth"][index].float().cpu().numpy(), batch["camera"][index].double().cpu().numpy()
+            joints, predicted = (x[index].double().cpu() for x in (batch["joints"], predictions["joints_mm"]))
+            visible, is_found = batch["visible"][index].bool().cpu(), (predictions["peaks"][index] >= MIN_PEAK).cpu()
+            figures = [
+                JointFigure("true joints", joints.numpy(), visible.numpy(), self._bones, TRUE),
+                JointFigure(
+                    "predicted joints", predicted.numpy(), visible.numpy(), self._bones, READ, is_sure=is_found.numpy()
+                ),
+            ]
+            panel = draw_joints(depth, camera, CubePlacement.from_rows(batch["placement"][index, None].cpu()), figures)
+            error_mm = (predicted - joints).norm(dim=1)[visible]
+            caption = f"{error_mm.mean():.1f} mm off on average" if len(error_mm) else "no joint is labelled"
+            caption += "; true joints green, predicted ones red"
+            pictures.append(Picture(f"joints_{index}", panel.pixels, caption))
+        return pictures
 
 
 def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Decoding) -> Tensor:
