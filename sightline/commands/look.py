@@ -123,6 +123,7 @@ class ReportOptions(
     examples=(
         "report runs/a",
         "report runs/a runs/b --out compared.html",
+        "report runs/a --png sheet.png",
     ),
 ):
     """Write a page about a run, or one that compares runs.
@@ -130,6 +131,9 @@ class ReportOptions(
     The page is one file that needs no network: figures, curves, classes, confusions, findings of the checks, pictures,
     differences between the configs, and how to repeat each run. Only the folders of the runs are read, no data. With
     --samples, the page also turns samples of the run at every stage, with its predictions; this needs its data.
+
+    --png also draws the sheet of a run, for a chat or a slide: settings, curves, the main figures of all and of each
+    class, and predictions of its last evaluation, or of --samples.
     """
 
     runs: tuple[Path, ...] = argument("RUN...", "run directories")
@@ -139,6 +143,7 @@ class ReportOptions(
     samples: str | None = option(
         "--samples", "0,5,NAME,...|worst", "samples by number or name, or those with the most errors of each kind"
     )
+    png: Path | None = option("--png", "FILE", "also draw the run in short, as one picture", is_written=True)
 
 
 class RunsListOptions(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from sightline.contract.errors import escape_to_one_line
 
@@ -49,33 +49,61 @@ class ChartPanel:
     y_scale: Scale = "logarithmic"
 
 
-class Drawing:
-    """SVG elements in drawing order, as deterministic text."""
+class Element(NamedTuple):
+    """Element of a drawing: its name in SVG, its text or None, and its attributes in SVG's words."""
 
-    def __init__(self) -> None:
-        self.elements: list[str] = []
+    name: str
+    text: str | None
+    attributes: Mapping[str, object]
 
-    def add(self, name: str, text: str | None = None, /, **attributes: object) -> None:
-        """Add an element with its text; underscores of an attribute's name become hyphens, floats have six digits."""
+    def to_svg(self) -> list[str]:
+        """Return the line of the element: underscores of an attribute's name become hyphens, floats have six digits."""
         written = "".join(
             f' {key.replace("_", "-")}="{escape(f"{value:g}" if isinstance(value, float) else str(value))}"'
-            for key, value in attributes.items()
+            for key, value in self.attributes.items()
         )
-        shown = "" if text is None else escape(escape_to_one_line(text))  # XML has no control characters
-        self.elements.append(f"<{name}{written}/>" if text is None else f"<{name}{written}>{shown}</{name}>")
+        if self.text is None:
+            return [f"<{self.name}{written}/>"]
+        shown = escape(escape_to_one_line(self.text))  # XML has no control characters
+        return [f"<{self.name}{written}>{shown}</{self.name}>"]
+
+
+class Group(NamedTuple):
+    """Elements of a drawing that are moved to a position."""
+
+    x: int
+    y: int
+    elements: Sequence[Element | Group]
+
+    def to_svg(self) -> list[str]:
+        """Return the lines of the group."""
+        lines = [line for element in self.elements for line in element.to_svg()]
+        return [f'<g transform="translate({self.x} {self.y})">', *lines, "</g>"]
+
+
+class Drawing:
+    """Elements in drawing order, which `encode` writes as deterministic SVG, and `render_drawing` draws as pixels."""
+
+    def __init__(self) -> None:
+        self.elements: list[Element | Group] = []
+
+    def add(self, name: str, text: str | None = None, /, **attributes: object) -> None:
+        """Add an element with its text."""
+        self.elements.append(Element(name, text, attributes))
 
     def add_group(self, x: int, y: int, drawing: Drawing) -> None:
         """Add the elements of another drawing, moved to a position."""
-        self.elements += [f'<g transform="translate({x} {y})">', *drawing.elements, "</g>"]
+        self.elements.append(Group(x, y, drawing.elements))
 
-    def encode(self, width: float, height: float, head: Sequence[str] = (), /, **attributes: object) -> str:
-        """Encode as an SVG document on white paper. `head` are elements such as a title, `attributes` the root's."""
+    def encode(self, width: float, height: float, title: str = "", /, **attributes: object) -> str:
+        """Encode as an SVG document on white paper, with a title if it is given; `attributes` are the root's."""
         size = {"width": width, "height": height}
-        root, paper = Drawing(), Drawing()
-        root.add("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:g} {height:g}", **size, **attributes)
-        paper.add("rect", **size, fill="#ffffff")
-        start = root.elements[0].removesuffix("/>") + ">"
-        return "\n".join([start, *head, *paper.elements, *self.elements, "</svg>"]) + "\n"
+        view = {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width:g} {height:g}"}
+        (root,) = Element("svg", None, {**view, **size, **attributes}).to_svg()
+        paper = Element("rect", None, {**size, "fill": "#ffffff"})
+        first = [Element("title", title, {})] if title else []
+        lines = [line for element in (*first, paper, *self.elements) for line in element.to_svg()]
+        return "\n".join([root.removesuffix("/>") + ">", *lines, "</svg>"]) + "\n"
 
 
 CHART_STYLE = {"font_family": "system-ui, sans-serif", "font_size": FONT_SIZE, "fill": INK}
@@ -86,6 +114,14 @@ def render_svg(
     rows: Sequence[Sequence[ChartPanel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT
 ) -> str:
     """Render panels as an SVG grid, empty for None, with the names of the curves above; deterministic text."""
+    drawing, width, height = draw_chart(rows, panel_width=panel_width, panel_height=panel_height)
+    return drawing.encode(width, height, **CHART_STYLE)
+
+
+def draw_chart(
+    rows: Sequence[Sequence[ChartPanel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT
+) -> tuple[Drawing, int, int]:
+    """Draw panels as `render_svg` does: return the drawing, its width and its height."""
     columns = max((len(row) for row in rows), default=0)
     names = list(dict.fromkeys(s.name for row in rows for panel in row if panel for s in panel.series))
     width = max(1, columns) * panel_width
@@ -102,7 +138,7 @@ def render_svg(
             if panel is not None:
                 drawn = _draw_panel(panel, names, panel_width, panel_height)
                 drawing.add_group(column * panel_width, row_index * panel_height + head, drawn)
-    return drawing.encode(width, len(rows) * panel_height + head, **CHART_STYLE)
+    return drawing, width, len(rows) * panel_height + head
 
 
 def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> Drawing:

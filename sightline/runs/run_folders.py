@@ -34,10 +34,12 @@ _RESULT_ENDINGS = {
     "--json": ".json",
     "--csv": ".csv",
     "--svg": ".svg",
+    "--png": ".png",
     "--html": ".html",
     "--write": ".md",
     "--config": ".yaml",
 }
+_DRAWINGS = {".svg": "SVG", ".png": "PNG"}
 NETWORK_ENDINGS = (".onnx",)
 
 
@@ -96,8 +98,8 @@ def assert_replaceable(path: Path, *, option: str) -> None:
     if path == Path("-"):
         raise UserError(f"{option} -: results are written into a file; give its name")
     ending = _RESULT_ENDINGS.get(option)
-    if ending == ".svg" and path.suffix.lower() != ending:
-        raise UserError(f"{option} {path}: is a drawing in SVG; give a name that ends in {ending}")
+    if ending in _DRAWINGS and path.suffix.lower() != ending:
+        raise UserError(f"{option} {path}: is a drawing in {_DRAWINGS[ending]}; give a name that ends in {ending}")
     if ending is None or not path.is_file() or not path.stat().st_size:
         return
     network = path.with_suffix("")

@@ -48,10 +48,18 @@ class ReportedRun:
     captions: Mapping[str, Any] = field(default_factory=dict)
 
     def training_facts(self) -> dict[str, Any]:
-        """Return what the summary states of the training: task, data, model, and its length by `metrics.jsonl`."""
-        steps = [(line["step"], line["epoch"]) for line in self.lines]
-        facts = {key: self.config.get(f"{key}.name", NO_FIGURE).strip('"') for key in ("task", "data", "model")}
-        return facts | ({"steps": steps[-1][0], "epochs": steps[-1][1] + 1} if steps else {})
+        """Return what the summary states of the training: config, task, data, model and its size, and its length.
+
+        The number of parameters is in `environment.json`, steps, epochs and seconds are those of `metrics.jsonl`.
+        """
+        facts: dict[str, Any] = {"config": self.config.get("name", NO_FIGURE).strip('"')}
+        facts |= {key: self.config.get(f"{key}.name", NO_FIGURE).strip('"') for key in ("task", "data", "model")}
+        if "num_parameters" in self.environment:
+            facts["parameters"] = self.environment["num_parameters"]
+        if self.lines:
+            last = self.lines[-1]
+            facts |= {"steps": last["step"], "epochs": last["epoch"] + 1, "seconds": round(last["time_s"])}
+        return facts
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of `final.json`, and what was evaluated."""
@@ -59,6 +67,8 @@ class ReportedRun:
             return {"evaluated": "no final.json: the training is not finished"}
         data = self.final["data"]
         what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
+        if early := self.final.get("ended_early"):
+            what += f", stopped early at step {early['step']} of {early['of']}"
         return {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
 
     def headline(self) -> tuple[str, str, str] | None:
@@ -226,5 +236,7 @@ def format_with_unit(name: str, value: float | None) -> str:
 
 
 def format_fact(value: Any) -> str:
-    """Format a fact or a figure of a run."""
-    return NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    """Format a fact or a figure of a run: a count with commas, other numbers with four decimals."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return NO_FIGURE if value is None else f"{value:,}" if type(value) is int else str(value)

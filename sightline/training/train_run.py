@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sightline.compression.parametrised import weight_sizes
 from sightline.config import RunConfig
 from sightline.config.plain_values import list_component_names
 from sightline.contract.cell_plugins import describe_modules, record_cells
@@ -178,6 +179,7 @@ class _TrainRun:
                 "plugins": [plugin.record() for plugin in self._plugins],
                 "checked": self._has_checks,
                 "num_processes": world.size,
+                "num_parameters": sum(weight_sizes(built.job.model).values()),
                 "data": get_data_digest(built.data.train.dataset),
                 "photos": describe_photo_reading() if "image" in built.data.train.dataset.info.fields else None,
             }

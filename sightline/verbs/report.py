@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sightline.commands.look import ReportOptions, ViewOptions
 from sightline.contract.errors import UserError
-from sightline.draw.page import PageClouds, render_page
+from sightline.draw.page import render_page
+from sightline.draw.pictures import encode_png
 from sightline.runs.curves import name_runs
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_records import ReportedRun, compare_runs, read_reported_run
@@ -15,6 +16,8 @@ from sightline.verbs.output import print_note
 from sightline.verbs.view import view_run_or_config
 from sightline.view.report_samples import make_samples
 from sightline.view.run_report import make_report
+from sightline.view.run_sheet import draw_run
+from sightline.view.stages import ViewedSample
 
 _MAX_BYTES = 5_000_000
 
@@ -27,7 +30,9 @@ def report(options: ReportOptions) -> int:
     if out.suffix.lower() not in (".html", ".htm"):  # else it may replace a file of the run
         raise UserError(f"--out {out}: a report is a page of HTML; give a name that ends in .html")
     assert_writable(out, option="--out")
-    samples, left_out = _view_samples(runs, options) if options.samples is not None else (None, [])
+    _assert_one(runs, options)
+    subjects = _view_samples(runs[0].path, options) if options.samples is not None else []
+    samples, left_out = make_samples(subjects) if subjects else (None, [])
     blocks, notes = make_report(runs, samples)
     notes += left_out
     page = render_page(names[0] if len(runs) == 1 else f"Comparison of {', '.join(names)}", blocks)
@@ -36,17 +41,23 @@ def report(options: ReportOptions) -> int:
     for note in notes:
         print_note(f"warning: {note}")
     print_note(f"{out}: open it in a browser")
+    if options.png is not None:
+        write_file(options.png, encode_png(draw_run(runs[0], subjects)))
+        print_note(f"{options.png}: the run in short")
     document = {"page": str(out), "runs": [str(run.path) for run in runs], **compare_runs(runs).to_dict()}
     write_document(options.json, {**document, "notes": notes})
     return 0
 
 
-def _view_samples(runs: Sequence[ReportedRun], options: ReportOptions) -> tuple[PageClouds, list[str]]:
-    """View the asked samples of the only run; also return notes on those that do not fit."""
-    if len(runs) > 1:
-        raise UserError("--samples: are those of one run; give one run, or leave it out")
-    path = runs[0].path
+def _assert_one(runs: Sequence[ReportedRun], options: ReportOptions) -> None:
+    """Raise UserError for an option about one run, and several runs."""
+    for flag, value, what in (("--samples", options.samples, "are those"), ("--png", options.png, "is the sheet")):
+        if len(runs) > 1 and value is not None:
+            raise UserError(f"{flag}: {what} of one run; give one run, or leave it out")
+
+
+def _view_samples(path: Path, options: ReportOptions) -> list[ViewedSample]:
     view_options = ViewOptions(
         paths=(path,), out=path, samples=options.samples, device=options.device, plugins=options.plugins
     )
-    return make_samples(view_run_or_config(path, view_options)[0])
+    return view_run_or_config(path, view_options)[0]

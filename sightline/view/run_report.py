@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     """
     compared = compare_runs(runs)
     names = [run.name for run in runs]
-    blocks: list[PageBlock] = [*_make_headlines(runs)]
+    blocks: list[PageBlock] = [*make_headlines(runs)]
     blocks.append(PageTable(["", *names], compared.summary(), is_numeric=False))
     for run in runs:
         if lines := read_part(run, lambda run: note_figures(run.final or {}), "final.json"):
@@ -57,14 +58,14 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     if len(runs) > 1:
         differences = PageTable(["key", *names], compared.differences, is_numeric=False)
         blocks += [PageText("heading", ["Differences between the configs"]), differences]
-    choose = functools.partial(_choose_lines, most=max(50, _MAX_LINES // len(runs)))
+    choose = functools.partial(choose_lines, most=max(50, _MAX_LINES // len(runs)))
     curves = {run.name if len(runs) > 1 else "": read_part(run, choose, "metrics.jsonl") for run in runs}
     if any(curves.values()):
         blocks += [PageText("heading", ["Curves"]), PageChart(make_curve_panels(curves))]
-    classes = [read_part(run, _list_class_figures, "final.json") for run in runs]
+    classes = [read_part(run, list_class_figures, "final.json") for run in runs]
     if any(classes):
         title = "Joints" if all(run.has_joints for run in runs) else "Classes"
-        blocks += [PageText("heading", [title]), _make_class_table(names, classes)]
+        blocks += [PageText("heading", [title]), make_class_table(names, classes)]
     blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
@@ -84,7 +85,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     return blocks, notes
 
 
-def _make_headlines(runs: Sequence[ReportedRun]) -> list[PageFigures]:
+def make_headlines(runs: Sequence[ReportedRun]) -> list[PageFigures]:
     """Make the figures that chose the checkpoints, with the run's name if there are several."""
     figures = []
     for run in runs:
@@ -95,7 +96,7 @@ def _make_headlines(runs: Sequence[ReportedRun]) -> list[PageFigures]:
     return [PageFigures(figures)] if figures else []
 
 
-def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
+def choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
     """Choose at most `most` lines of each split, evenly spaced, the first and the last among them."""
     chosen: list[Line] = []
     for split in dict.fromkeys(line["split"] for line in run.lines):
@@ -106,7 +107,7 @@ def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
     return chosen
 
 
-def _list_class_figures(run: ReportedRun) -> dict[str, dict[str, Any]]:
+def list_class_figures(run: ReportedRun) -> dict[str, dict[str, Any]]:
     """Return the figures of each class or joint by their names, and their intervals."""
     final = run.final or {}
     rows = {label: dict(row) for label, row in (final.get("per_class") or {}).items()}
@@ -115,7 +116,7 @@ def _list_class_figures(run: ReportedRun) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mapping[str, Any]]]) -> PageTable:
+def make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mapping[str, Any]]]) -> PageTable:
     """Make one table of all runs: a row per class, and the runs side by side in each figure."""
     labels = dict.fromkeys(label for rows in classes for label in rows)
     figures = dict.fromkeys(figure for rows in classes for row in rows.values() for figure in row)
@@ -203,21 +204,26 @@ def _make_findings(run: ReportedRun) -> list[PageBlock]:
     return [PageText("plain", [text]), *([PageFolds(folds, marked)] if folds else []), notes]
 
 
+def list_pictures(run: ReportedRun) -> list[tuple[Path, str]]:
+    """List the pictures that the last evaluation drew, in order of their names, each with its caption."""
+    pictures = []
+    for path in sorted((run.path / "predictions").glob("*.png")):
+        title, caption = path.stem.replace("_", " "), run.captions.get(path.name, "")
+        pictures.append((path, f"{title}: {caption}" if caption else title))
+    return pictures
+
+
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
-    """Make the pictures that the last evaluation drew, in order of their names, as many as fit into the bytes."""
+    """Make the pictures of `list_pictures`, as many as fit into the bytes."""
     blocks: list[PageBlock] = []
-    paths = sorted((run.path / "predictions").glob("*.png"))
-    captions = run.captions
-    for number, path in enumerate(paths):
+    pictures = list_pictures(run)
+    for number, (path, caption) in enumerate(pictures):
         pixels = read_image(path)
         max_bytes -= len(encode_picture(pixels))
         if max_bytes < 0:
-            left_out = (
-                f"{len(paths) - number} more pictures are in {run.path / 'predictions'}; the page would be too large."
-            )
+            left_out = f"{len(pictures) - number} more pictures are in {path.parent}; the page would be too large."
             return [*blocks, PageText("plain", [left_out])]
-        title, caption = path.stem.replace("_", " "), captions.get(path.name, "")
-        blocks.append(PageImage(pixels, f"{title}: {caption}" if caption else title))
+        blocks.append(PageImage(pixels, caption))
     return blocks
 
 

@@ -175,7 +175,7 @@ def _title_lines(subject: ViewedSample, tiles: Sequence[Tile], hidden: Sequence[
         for cloud in subject.stages[1:]
         if cloud.panels and cloud.stage != "prediction"
     ]
-    if last.stage == "prediction":
+    if last.stage == "prediction" and last is not first:
         lines.append(f"prediction: {last.description}")
     notes = [f"without {', '.join(hidden)}"] if hidden else []
     if any(len(tile.cloud.points) > MAX_DRAWN for tile in tiles if tile.panel is None):

@@ -143,9 +143,7 @@ def draw(figure: Figure, *, title: str, subtitle: str, num_samples: int) -> str:
         write(middle + 8, top + _HEIGHT + 18, shapes, font_size=10.5, fill=_MUTED)
     bottom = tops[-1] + _HEIGHT + 46
     write(_MARGIN, bottom - 12, _LEGEND, font_size=10, fill=_MUTED)
-    head = Drawing()
-    head.add("title", title)
-    return page.encode(right + _MAX_BEND * 0.8, float(bottom), head.elements, role="img", font_family=_FONT)
+    return page.encode(right + _MAX_BEND * 0.8, float(bottom), title, role="img", font_family=_FONT)
 
 
 def _draw_arrow(page: Drawing, path: str, tip: tuple[float, float], ink: str, *, is_down: bool) -> None:
