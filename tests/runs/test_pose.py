@@ -50,8 +50,9 @@ def test_pictures_of_an_evaluation_have_both_poses_and_the_error_of_their_frame(
     with torch.no_grad():
         likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]
     joints = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"].float()), decoding="parabola")
-    for error_mm, (name, caption) in zip((joints - batch["joints"]).norm(dim=-1).mean(dim=1), captions.items()):
-        assert float(caption.partition(" mm off on average; ")[0]) == pytest.approx(error_mm.item(), rel=1e-3, abs=0.05)
+    errors_mm = (joints - batch["joints"]).norm(dim=-1).mean(dim=1).tolist()
+    for error_mm, (name, caption) in zip(errors_mm, captions.items(), strict=True):
+        assert float(caption.partition(" mm off on average; ")[0]) == pytest.approx(error_mm, rel=1e-3, abs=0.05)
         pixels = read_image(run / "predictions" / name)
         assert all((pixels == color).all(axis=2).any() for color in (TRUE, READ))
 
