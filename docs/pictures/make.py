@@ -35,6 +35,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.depth_frames import DepthFrames
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.commands.look import ViewOptions
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.ops.views.cameras import ring_cameras
@@ -44,8 +45,11 @@ from sightline.parts.transforms.point_selection import SamplePoints
 from sightline.parts.transforms.points import Rotate, Scale
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.verbs.view import view_run_or_config
+from sightline.view.drawn_rows import behind_near_walls
 from sightline.view.samples import Branch, view_sample
 from sightline.view.sheet import draw_sheet
+from sightline.view.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -63,6 +67,15 @@ TASKS = {
 UNTRAINED = ("contrast",)
 """Topics that show samples alone."""
 RUNS = ROOT / "build" / "pictures"
+PREDICTED = {
+    "detect": (0, "people: boxes"),
+    "lidar": (0, "LiDAR scan: classes of points"),
+    "segment": (0, "room: classes of points"),
+    "pose": (0, "hand: joints"),
+}
+"""Topic -> test sample, and caption, of the picture of predictions."""
+NEAR_M = 22.0
+"""Distance up to which the points of a scan are shown there, to both sides of the sensor along each axis."""
 
 
 def run(*words: object) -> None:
@@ -207,20 +220,52 @@ def draw_street(path: Path) -> None:
     path.write_bytes(encode_png(draw_from_above(frame.scan.points, frame.table)))
 
 
+def train_task(task: str) -> Path:
+    """Train the run of a topic, unless it is there and finished; return its folder."""
+    run("train", CONFIGS / f"{TASKS[task][0]}.yaml", "--no-check", "--resume", "auto", "--out", RUNS / task)
+    return RUNS / task
+
+
 def draw_task(path: Path, *, task: str) -> None:
     """The first sample that `sightline view` draws of a run, which is trained if it is not there."""
     config, width, share = TASKS[task]
-    subject = CONFIGS / f"{config}.yaml"
-    if task not in UNTRAINED:
-        run("train", subject, "--no-check", "--resume", "auto", "--out", RUNS / task)
-        subject = RUNS / task
+    subject = CONFIGS / f"{config}.yaml" if task in UNTRAINED else train_task(task)
     with tempfile.TemporaryDirectory() as folder:
         run("view", subject, "--num", 1, "--out", folder)
         image = Image.open(min(Path(folder).glob("*.png"))).convert("RGB")
     image = image.crop((0, 0, image.width, round(image.height * share)))
-    small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    few = small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)  # of 256 colours, rare ones, as those of legends, are some
+    save_small(image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS), path)
+
+
+def save_small(image: Image.Image, path: Path) -> None:
+    """Save a picture in 256 colours, of which rare ones, as those of legends, are some."""
+    few = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
+def draw_predictions(path: Path) -> None:
+    """A prediction of each of four runs side by side, of the test samples in `PREDICTED`."""
+    contents, captions, colors = [], [], []
+    for task, (index, caption) in PREDICTED.items():
+        folder = train_task(task)
+        options = ViewOptions(paths=(folder,), samples=str(index), score=0.5 if task == "detect" else None)
+        stage = view_run_or_config(folder, options)[0][0].stages[-1]
+        coloring, points = stage.coloring("prediction"), stage.points
+        captions.append(caption)
+        if coloring is None:  # boxes or joints, over their image
+            contents.append(stage.panels[0].pixels)
+            colors.append(None)
+            continue
+        shown = np.abs(points[:, :2]).max(axis=1) < NEAR_M if stage.surroundings == "scan" else drawn_points(stage)
+        contents.append(points[shown])
+        colors.append(coloring.colors()[shown])
+    pixels = render_clouds(contents, captions=captions, colors=colors, columns=len(contents), tile_px=420)
+    save_small(Image.fromarray(pixels), path)
+
+
+def drawn_points(stage: Stage) -> np.ndarray:
+    """Mask of the points of a room that are not hidden behind near walls."""
+    return behind_near_walls(stage.points, "z")
 
 
 def take_screenshot(path: Path) -> None:
@@ -265,6 +310,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "docs/pictures/check.svg": draw_check,
     "docs/pictures/dgcnn.svg": draw_network,
     "docs/pictures/growth.svg": draw_growth,
+    "docs/pictures/predictions.png": draw_predictions,
     **{f"docs/manual/notebooks/{task}.ipynb": write_notebook for task in NOTEBOOKS},
     **{f"docs/results/report/{task}.png": take_screenshot for task in NOTEBOOKS},
     **{f"docs/pictures/task_{task}.png": partial(draw_task, task=task) for task in TASKS},

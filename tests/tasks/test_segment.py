@@ -148,6 +148,13 @@ def test_a_picture_shows_errors_in_red() -> None:
     assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
 
 
+@pytest.mark.parametrize(("sizes", "is_wide"), [((40,), True), ((40, 60), False)])
+def test_the_pictures_of_a_single_cloud_stand_side_by_side(sizes: tuple[int, ...], is_wide: bool) -> None:
+    batch, task = ragged(*sizes), segment()
+    (picture,) = task.show(batch, task.predict(Height(), batch))
+    assert (picture.pixels.shape[1] > 1.5 * picture.pixels.shape[0]) == is_wide
+
+
 def test_the_hardness_of_a_cloud_is_its_share_of_wrong_points() -> None:
     """Three clouds: one of two counted points wrong, all right, nothing counted."""
     label, seen = torch.tensor([1, 2, 0, 1, 0]), torch.tensor([1, 1, 2, 1, 1])

@@ -149,7 +149,10 @@ class Segment(Supervised):
         return wrong / counted.clamp(min=1)
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """Draw the first clouds of a batch: by true class, by predicted class, and errors in red."""
+        """Draw the first clouds of a batch: by true class, by predicted class, and errors in red.
+
+        The three are below one another, those of a single cloud side by side.
+        """
         if "label" not in batch:
             return []
         if batch["label"].ndim == 3:
@@ -174,7 +177,7 @@ class Segment(Supervised):
                 *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
             ],
             up_axis=self.up_axis,
-            columns=len(spans),
+            columns=len(spans) if len(spans) > 1 else 3,
         )
         pixels = with_legend(pixels, np.concatenate([label[shown], predicted[shown]]), self.class_names)
         return [Picture("predictions", pixels, f"{_format_accuracy(wrong[shown], label[shown])} of the points right")]
