@@ -34,8 +34,8 @@ _FAINT, _PAPER, _RULE = (108, 117, 130), (255, 255, 255), (216, 222, 230)
 def draw_page(title: str, rows: Sequence[Sequence[PageBlock]]) -> np.ndarray:
     """Draw a title and rows of blocks that stand side by side, (H, `WIDTH_PX`, 3) uint8.
 
-    The images of a row are equally high, other blocks equally wide. Texts that are too long for their cell are written
-    smaller, then cut with dots. Raises ValueError for a block that only a page shows, as a viewer of clouds.
+    The images of a row are equally high, other blocks as wide as their texts. Texts that are too long for their cell
+    are written smaller, then cut with dots. Raises ValueError for a block that only a page shows, as clouds that turn.
     """
     width = WIDTH_PX - 2 * _MARGIN_PX
     heading = _write_lines([title], width, _TITLE_PX, INK, is_bold=True)
@@ -54,9 +54,10 @@ def _draw_row(blocks: Sequence[PageBlock], width: int) -> np.ndarray:
     if len(images) == len(blocks):
         ratios = [pixels.shape[1] / len(pixels) for pixels in images]
         height = min(room / sum(ratios), _MAX_IMAGE_PX)
-        widths = [max(int(height * ratio), min(_MIN_CAPTION_PX, room // len(images))) for ratio in ratios]
+        wanted = [max(height * ratio, _MIN_CAPTION_PX) for ratio in ratios]
     else:
-        widths = [int(share) for share in _share_room([_measure_block(block, room) for block in blocks], room)]
+        wanted = [_measure_block(block, room) for block in blocks]
+    widths = [int(share) for share in _share_room(wanted, room)]
     drawn = [_draw_block(block, block_width) for block, block_width in zip(blocks, widths, strict=True)]
     height = max(map(len, drawn))
     shown = [_fill(pixels, height, block_width + _GAP_PX) for pixels, block_width in zip(drawn, widths, strict=True)]

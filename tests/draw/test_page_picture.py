@@ -73,6 +73,15 @@ def test_blocks_stand_side_by_side_and_images_are_equally_high() -> None:
     assert ends[1][1] < WIDTH_PX
 
 
+def test_a_wide_image_beside_a_narrow_one_is_whole() -> None:
+    """Its right border is drawn, though the narrow one takes room for its caption."""
+    wide = np.zeros((50, 500, 3), np.uint8)
+    wide[:, -20:] = (255, 0, 0)
+    for images in ([wide, wide[:, :10]], [wide[:, :10], wide]):
+        pixels = draw_page("", [[PageImage(image, "") for image in images]])
+        assert ((pixels[..., 0] > 200) & (pixels[..., 1] < 50)).any()
+
+
 @pytest.mark.parametrize(
     "block",
     [
