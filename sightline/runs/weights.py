@@ -272,6 +272,7 @@ def _describe_faults(
     unexpected = {name: loaded[name] for name in refused if name not in state}
     differing = [f"{name} ({misfits[name]})" for name in refused if misfits.get(name)]
     kinds = {"missing": list(missing), "different": differing, "unexpected": list(unexpected)}
+    is_other = report.matched < report.total / 2
     counted = (
         f"{report.matched} of {report.total} tensors, {report.matched_elements} of {report.total_elements} elements"
     )
@@ -280,6 +281,7 @@ def _describe_faults(
             f"{counted} matched",
             *(f"{kind}: {join_some(names, most=_MAX_LISTED)}" for kind, names in kinds.items() if names),
             *filter(None, [_guess_renaming(missing, unexpected)]),
+            *(["most tensors differ, as those of another network do: build on its config (base=NAME)"] * is_other),
             "name in may_be_missing what may stay as it is",
         ]
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from sightline.config.reader import read_config
 from sightline.contract.errors import UserError
 from sightline.published.known_weights import find_known, find_on_machine, is_remote
-from sightline.store.boxes.photo_bases import MEASURED_ON, OF_RANDOM_WEIGHTS, SECONDS, WITHOUT_WEIGHTS, PhotoBase
+from sightline.store.boxes.photo_bases import BASES, MEASURED_ON, OF_RANDOM_WEIGHTS, SECONDS, WITHOUT_WEIGHTS, PhotoBase
 
 
 def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chosen: PhotoBase | None) -> Iterator[str]:
@@ -22,7 +22,7 @@ def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chose
     except UserError:
         return  # what is wrong is said where the config is read or trained
     yield f"builds on {base}" + ("" if chosen is None else f": {_describe_choice(chosen, num_photos)}")
-    if base != WITHOUT_WEIGHTS:
+    if BASES[0].num_photos is not None and num_photos < BASES[0].num_photos:
         yield OF_RANDOM_WEIGHTS
     if config.init is not None:
         yield describe_weights(config.init.source)
@@ -31,7 +31,10 @@ def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chose
         size = f"{fit['width']}x{fit['height']}"
         yield _describe_time(base, num_photos, config.train.epochs, fit["height"] * fit["width"], size)
     if config.init is not None:
-        yield f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, or a file of your own: init.from=FILE"
+        yield (
+            f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, from random ones, or init.from=FILE, a run or "
+            "file of your own, of this same network: for one of another, name the base of that network, too"
+        )
 
 
 def describe_weights(name: str) -> str:

@@ -166,6 +166,7 @@ def test_only_the_first_five_of_a_kind_are_named() -> None:
     assert "unexpected: x0, x1, x2, x3, x4 and 4 more" in message
     assert f"and {NUM_TENSORS - 5} more" in message
     assert f"0 of {NUM_TENSORS} tensors, 0 of {NUM_ELEMENTS} elements matched" in message
+    assert "most tensors differ, as those of another network do: build on its config (base=NAME)" in message
 
 
 def test_kinds_of_numbers_must_agree_but_floats_are_cast() -> None:
@@ -245,6 +246,7 @@ def test_a_sub_module_goes_into_the_whole_model() -> None:
     for name in set(model.state_dict()) - {"head.weight", "head.bias"}:
         assert torch.equal(model.state_dict()[name], weights[f"points.{name}"]), name
     message = refused(Derived(), weights, modules="points")
+    assert "another network" not in message
     assert message.startswith(f"9 of 11 tensors, {NUM_ELEMENTS - 12} of {NUM_ELEMENTS} elements matched; missing: head")
 
 

@@ -81,13 +81,14 @@ def test_what_is_said_before_anything_is_trained(photos: Path, monkeypatch: pyte
         "own0.yaml: its weights: torchvision://RetinaNet_ResNet50_FPN_Weights.COCO_V1, 136.6 MB, licence: ",
         "; needs no extra; not on this machine: fetched by the training, or beforehand: sightline weights fetch torch",
         "own0.yaml: its time: 20 epochs of 4 photos at 64x64 are some 0 minutes of one core (on an Intel Xeon: 1.5 s a",
-        "own0.yaml: without these weights: --base photos_scratch, or a file of your own: init.from=FILE",
+        "own0.yaml: without these weights: --base photos_scratch, from random ones, or init.from=FILE, a run or file of",
     ):
         assert text in told
     scratch, other = _prepare(photos, "--base", "photos_scratch")
     assert f"base: {WITHOUT_WEIGHTS}\n" in other
     assert "its weights" not in scratch
     assert "without these weights" not in scratch
+    assert "random weights find next to nothing" in scratch
     assert written.partition("data:")[2] == other.partition("data:")[2], (
         "what own.yaml states is the same over each base"
     )
