@@ -32,8 +32,8 @@ def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chose
         yield _describe_time(base, num_photos, config.train.epochs, fit["height"] * fit["width"], size)
     if config.init is not None:
         yield (
-            f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, from random ones, or init.from=FILE, a run or "
-            "file of your own, of this same network: for one of another, name the base of that network, too"
+            f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, from random ones, or init.from=FILE, a run "
+            "or file of your own, of this same network: for one of another, name the base of that network, too"
         )
 
 

@@ -81,7 +81,7 @@ def test_what_is_said_before_anything_is_trained(photos: Path, monkeypatch: pyte
         "own0.yaml: its weights: torchvision://RetinaNet_ResNet50_FPN_Weights.COCO_V1, 136.6 MB, licence: ",
         "; needs no extra; not on this machine: fetched by the training, or beforehand: sightline weights fetch torch",
         "own0.yaml: its time: 20 epochs of 4 photos at 64x64 are some 0 minutes of one core (on an Intel Xeon: 1.5 s a",
-        "own0.yaml: without these weights: --base photos_scratch, from random ones, or init.from=FILE, a run or file of",
+        "own0.yaml: without these weights: --base photos_scratch, from random ones, or init.from=FILE, a run or",
     ):
         assert text in told
     scratch, other = _prepare(photos, "--base", "photos_scratch")

@@ -121,6 +121,20 @@ def test_skeletons_by_name_have_the_order_of_the_file(name: str, is_named: bool,
     )
 
 
+def test_joints_that_a_skeleton_calls_alike_are_never_exchanged(tmp_path: Path) -> None:
+    """Some names of the skeleton at other places: refused; with all of its names stated, bones follow these."""
+    skeleton, joints = SKELETONS["hand_14"], np.random.default_rng(0).uniform(-90, 90, (5, 14, 3))
+    names = (skeleton.joint_names[3], *(f"own_{index}" for index in range(13)))
+    options: dict[str, Any] = {"path": tmp_path, "skeleton": "hand_14", "bones": None}
+    told = f"skeleton=hand_14 has '{names[0]}' as joint 4, .* as joint 1, .*; give joint_names="
+    with pytest.raises(ConfigError, match=told):
+        make_figure(names, joints, None, joint_names=None, **options)
+    stated = tuple(reversed(skeleton.joint_names))
+    figure = make_figure(names, joints, None, joint_names=stated, **options)
+    pairs = {frozenset(figure.joint_names[end] for end in bone) for bone in figure.bones}
+    assert pairs == {frozenset(skeleton.joint_names[end] for end in bone) for bone in skeleton.bones}
+
+
 @run_each(
     "options, told",
     [

@@ -33,10 +33,11 @@ def make_figure(
     the joints need about it. Raises ConfigError for options that do not fit the joints of the file `path`.
     """
     figure = Skeleton(tuple(names), (), _find_middle(_mean_distances(joints)), 0.0)
+    stated = None if joint_names is None else _check_names(joint_names, len(names), path)
     if skeleton is not None:
-        figure = _order_as_file(SKELETONS[skeleton], names, path, skeleton)
-    if joint_names is not None:
-        figure = replace(figure, joint_names=_check_names(joint_names, len(names), path))
+        figure = _order_as_file(SKELETONS[skeleton], stated or names, path, skeleton)
+    if stated is not None:
+        figure = replace(figure, joint_names=stated)
     if bones is not None:
         figure = replace(figure, bones=tuple(_find_bone(pair, figure.joint_names) for pair in bones))
     if cube_mm is None:
@@ -70,6 +71,22 @@ def _name_bone(names: Sequence[str], bone: tuple[int, int]) -> str:
     return f"{names[bone[0]]} - {names[bone[1]]}"
 
 
+def _refuse_other_order(skeleton: Skeleton, names: Sequence[str], path: Path, name: str) -> None:
+    """Raise ConfigError if the file and the skeleton call some joint alike that they have at other places."""
+    moved = [
+        joint
+        for joint in names
+        if joint in skeleton.joint_names and names.index(joint) != skeleton.joint_names.index(joint)
+    ]
+    if moved:
+        first, own = (order.index(moved[0]) + 1 for order in (skeleton.joint_names, names))
+        raise ConfigError(
+            f"skeleton={name} has '{moved[0]}' as joint {first}, {path} as joint {own}, and so it is with {len(moved)} "
+            f"joints: bones would join others; give joint_names=[...], the names of {name} in the order of the file "
+            f"({', '.join(skeleton.joint_names)}), or bones=[[NAME, NAME], ...]"
+        )
+
+
 def _order_as_file(skeleton: Skeleton, names: Sequence[str], path: Path, name: str) -> Skeleton:
     """Return a skeleton in the order of the file if this has its names, else as it is, for joints in its order."""
     if len(names) != len(skeleton):
@@ -77,6 +94,7 @@ def _order_as_file(skeleton: Skeleton, names: Sequence[str], path: Path, name: s
         advice = f"those of {len(names)} are {', '.join(fits)}" if fits else "state bones=[[NAME, NAME], ...]"
         raise ConfigError(f"skeleton={name} has {len(skeleton)} joints, {path} has {len(names)}; {advice}")
     if set(names) != set(skeleton.joint_names):
+        _refuse_other_order(skeleton, names, path, name)
         return skeleton
     place = [names.index(joint) for joint in skeleton.joint_names]
     bones = tuple((place[first], place[second]) for first, second in skeleton.bones)
