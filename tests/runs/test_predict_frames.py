@@ -95,6 +95,17 @@ def test_frames_give_the_joints_that_evaluation_scored(run: Path, frames: Path, 
     assert "about" in done.out
 
 
+def test_the_table_tells_how_many_joints_were_found(run: Path, frames: Path) -> None:
+    """Those with a peak of min_peak or more: an untrained network finds none by the default, all by next to nothing."""
+    document, done = told(run, frames)
+    peaks = np.array([row["peaks"] for row in document["predictions"]])
+    assert peaks.max() < 0.1
+    assert done.out.count(f"0 of {peaks.shape[1]}") == len(peaks)
+    lowest = np.sort(peaks, axis=1)[:, 5]
+    _, done = told(run, frames, f"min_peak={lowest[0]}")
+    assert f"{int((peaks[0] >= lowest[0]).sum())} of {peaks.shape[1]}" in done.out
+
+
 def test_the_reference_point_is_that_of_the_set(run: Path, frames: Path, hand_batch: dict[str, Tensor]) -> None:
     document, _ = told(run, frames, *CAMERA)
     points = np.array([row["reference_mm"] for row in document["predictions"]])

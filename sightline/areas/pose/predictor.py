@@ -137,7 +137,7 @@ class PosePredictor(Predictor[JointPrediction]):
     suffixes = tuple(DEPTH_KINDS)
     endings = (_PICTURE,)
     noun = "frame"
-    columns = ("file", "looked for about", "mean peak")
+    columns = ("file", "looked for about", "joints found", "mean peak")
 
     def __init__(self, *, run: TrainedRun, world: World, frames: DepthFrameOptions | None = None) -> None:
         super().__init__(run=run)
@@ -256,8 +256,10 @@ class PosePredictor(Predictor[JointPrediction]):
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return file, reference and mean peak."""
-        return [document["file"], document["reference"], float(np.mean(document["peaks"]))]
+        """Return file, reference, how many joints have a peak of `min_peak` or more, and the mean peak."""
+        peaks = np.array(document["peaks"])
+        found = f"{int((peaks >= self._options.min_peak).sum())} of {len(peaks)}"
+        return [document["file"], document["reference"], found, float(peaks.mean())]
 
     def csv_cells(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the coordinates and peaks of every joint, and the reference point."""
