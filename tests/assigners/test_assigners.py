@@ -297,6 +297,8 @@ def test_the_report_counts_by_hand() -> None:
     assert report_assignment(found, priors, boxes, is_ignored) == {
         "num_positive": 1,
         "num_ambiguous": 1,
+        "num_ignored": 1,
+        "num_boxes": 2,
         "positives_per_box": [1, 0, 0],
         "positives_per_level": [1],
         "unmatched_boxes": [1],

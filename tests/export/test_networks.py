@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.contract.catalogue import find_modules
-from sightline.contract.errors import RunError
+from sightline.contract.errors import RunError, UserError
 from sightline.contract.task import Task
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
@@ -52,7 +52,7 @@ def export(name: str) -> str:
     try:
         recorded = record_graph(network, inputs[0])
         content = write_onnx(recorded, outputs, suppression=None)
-    except RunError:
+    except (RunError, UserError):
         return "no"
     free = {axis for axes in recorded.free_axes for axis in axes.values()}
     check = check_file(load_written(content, outputs), network, inputs, is_batch_free="batch" in free, source="")

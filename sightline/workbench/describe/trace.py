@@ -17,6 +17,7 @@ from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
+from sightline.ops.operator import OPERATORS
 
 Shape = tuple[int, ...]
 BATCH = -1
@@ -99,6 +100,14 @@ def preserve_all_rng_states() -> Iterator[None]:
         yield
 
 
+def _count_pairs(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, *_: Any, **__: Any) -> int:
+    """Count the operations of a sparse convolution: two for each pair of rows, and of channels."""
+    return 2 * int((table >= 0).sum()) * weight.shape[1] * weight.shape[2]
+
+
+_count_pairs._get_raw = True  # type: ignore[attr-defined]  # torch's own mark of a count that takes tensors, not shapes
+
+
 def _count_attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     """Count the operations of fused attention on a CPU, for which torch has no rule."""
     return int(sdpa_flop_count(query, key, value))
@@ -109,7 +118,9 @@ class _Tracer:
 
     def __init__(self, model: nn.Module) -> None:
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        self.flops = FlopCounterMode(display=False, custom_mapping={fused: _count_attention})
+        sparse = OPERATORS.get("convolve_voxels")  # of a model that has imported it
+        of_voxels = {} if sparse is None else {sparse.definition.overloadpacket: _count_pairs}
+        self.flops = FlopCounterMode(display=False, custom_mapping={fused: _count_attention, **of_voxels})
         self.nodes: list[Node] = []
         self.output_sources = frozenset[int]()
         self._num_flops = 0
