@@ -67,7 +67,6 @@ UNTRAINED = ("contrast",)
 """Topics that show samples alone."""
 RUNS = ROOT / "build" / "pictures"
 PREDICTED = {
-    "detect": (0, "people: boxes"),
     "lidar": (0, "LiDAR scan: classes of points"),
     "segment": (0, "room: classes of points"),
     "pose": (0, "hand: joints"),
@@ -244,7 +243,7 @@ def save_small(image: Image.Image, path: Path) -> None:
 
 
 def draw_predictions(path: Path) -> None:
-    """A prediction of each of four runs side by side, of the test samples in `PREDICTED`."""
+    """A prediction of each run side by side, of the test samples in `PREDICTED`."""
     contents, captions, colors = [], [], []
     for task, (index, caption) in PREDICTED.items():
         folder = train_task(task)
@@ -264,7 +263,7 @@ def draw_predictions(path: Path) -> None:
         contents.append(points[shown])
         colors.append(coloring.colors()[shown])
     pixels = render_clouds(contents, captions=captions, colors=colors, columns=len(contents), tile_px=420)
-    save_small(Image.fromarray(pixels), path)
+    path.write_bytes(encode_png(pixels))
 
 
 def take_screenshot(path: Path) -> None:
