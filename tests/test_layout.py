@@ -28,7 +28,7 @@ parts.boxes parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
 store.box_fields store.computed_samples store.prepared store.loading store.scans store.streets
-store.boxes store.cloud_preparation store.scene_preparation
+store.boxes store.cloud_preparation store.scene_preparation store.voxel_grids
 store.boxes3d
 published
 runs
