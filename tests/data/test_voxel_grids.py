@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.store.voxel_grids import GridSummary
+from sightline.parts.voxels.grids import GridSummary
 from tests.cases import run_each
 
 

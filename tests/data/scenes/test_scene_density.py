@@ -13,7 +13,7 @@ from sightline.areas.scenes.sets.scene_density import measure_density
 from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.config import read_config
 from sightline.config.own_config import read_shipped, render_over
-from sightline.store.voxel_grids import GridSummary
+from sightline.parts.voxels.grids import GridSummary
 from tests.cases import run_each
 
 

@@ -17,10 +17,10 @@ from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.areas.scans.sets.azimuth_step import AzimuthStep, choose_width, measure_step, ring_differences
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max
 from sightline.ops.views.projection import RangeView, Rows, rows_by_file_order
+from sightline.parts.voxels.grids import GridSummary
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan, mean_and_std
 from sightline.store.files.sensors import MAX_RINGS, MIN_RING_CORRELATION, next_number_of_beams
 from sightline.store.label_maps import LabelMap, identity_map, make_label_map
-from sightline.store.voxel_grids import GridSummary
 
 _MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""

@@ -25,6 +25,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec
+from sightline.parts.voxels.grids import GridSummary
 from sightline.store.cloud_preparation import Zeros, drop_zeros, find_kept
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
@@ -48,7 +49,6 @@ from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow,
 from sightline.store.prepared.splits import SPLITS, deal_by_hash, stored_splits
 from sightline.store.remarks import in_metres
 from sightline.store.scene_preparation import note_colour_max, prepare_scene
-from sightline.store.voxel_grids import GridSummary
 
 CLASSES_FILE = "classes.txt"
 _LAYOUTS = "files in one folder, or in its folders train and test (and validation)"

@@ -108,13 +108,13 @@ class GridSummary:
         elif self.neighbours < _FEWEST_NEIGHBOURS:
             doubts.append(
                 f"a voxel of {self.grid_m:g} m has {self.neighbours:.1f} of the 27 in a kernel of size 3, itself among "
-                "them: convolutions see hardly more than single points; correct the unit of the coordinates, which "
+                "them, so that convolutions see hardly more than points: correct the unit of the coordinates, which "
                 "are to be metres, or raise model.grid_m"
             )
         if (best := self.best_miou) is not None and best < _LOWEST_BEST:
             doubts.append(
-                f"no network with voxels of {self.grid_m:g} m has a mIoU above {best:.2f} on these points: "
-                f"{self.num_mixed / self.num_labelled:.1%} of the voxels have points of several classes; lower "
+                f"no network with voxels of {self.grid_m:g} m has a mIoU above {best:.2f} on these points, as "
+                f"{self.num_mixed / self.num_labelled:.1%} of the voxels have points of several classes: lower "
                 "model.grid_m, or look for labels that are not of their points"
             )
         return doubts
