@@ -74,7 +74,7 @@ def surface(*, scale: float = 1.0, classes: int = 2, is_mixed: bool = False) -> 
     [
         (
             {"scale": 1000.0},
-            "a voxel of 0.05 m has 1.0 of the 27 in a kernel of size 3, itself among them: convolutions",
+            "a voxel of 0.05 m has 1.0 of the 27 in a kernel of size 3, itself among them, so that",
         ),
         ({"scale": 0.01}, "a voxel of 0.05 m has 8000 points on average, which become one: correct the unit of the"),
         ({"is_mixed": True}, "no network with voxels of 0.05 m has a mIoU above 0.6"),
