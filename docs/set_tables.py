@@ -128,9 +128,9 @@ def _describe_layouts(layouts: Any) -> Iterator[str]:
 @functools.cache
 def _list_configs(name: str) -> str:
     """The shipped configs of a set; where a folder has more than three, their common beginning and number."""
-    preset = getattr(data.get_class(name), "preset", "")
+    bases = getattr(data.get_class(name), "config_bases", ())
     folders: defaultdict[str, list[str]] = defaultdict(list)
-    for config in configs_by_set().get(name) or filter(None, [preset]):
+    for config in configs_by_set().get(name) or [base.name for base in bases]:
         folders[config.partition("/")[0]].append(config)
     shown = (_name_configs(configs) for _, configs in sorted(folders.items()))
     return ", ".join(itertools.chain.from_iterable(shown))

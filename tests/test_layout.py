@@ -25,7 +25,7 @@ FLOORS = """
 contract commands ops config instrument
 layers draw doctor
 parts.boxes parts.losses parts.metrics parts.models parts.transforms
-parts.tasks store.files
+parts.tasks parts.voxels store.files
 compression
 store.box_fields store.computed_samples store.prepared store.loading store.scans store.streets
 store.boxes store.cloud_preparation store.scene_preparation
@@ -302,7 +302,7 @@ def test_tables_of_parts_hold_what_modules_register() -> None:
         "for kind, registry in REGISTRIES.items():\n"
         "    registered = {name: entry.builder.__module__ for name, entry in registry._entries.items()}\n"
         "    assert registered == find_modules(kind), (kind, registered.items() ^ find_modules(kind).items())\n"
-        "others = ('sightline.areas.', 'sightline.workbench.compress.')\n"
+        "others = ('sightline.areas.', 'sightline.parts.', 'sightline.workbench.compress.')\n"
         "named = {rule.judge.__module__ for rule in RULES if rule.judge.__module__.startswith(others)}\n"
         "assert named == {*list_modules('rules')}\n"
     )

@@ -37,7 +37,7 @@ class PrepareOptions(
         "--config", "FILE.yaml", "also write a config that trains on it: 'sightline train FILE.yaml'", is_written=True
     )
     base: str | None = option(
-        "--base", "NAME", "shipped config that --config builds on [that of the set; of photos, by their number]"
+        "--base", "NAME", "shipped config that --config builds on [the first of the set; of photos, by their number]"
     )
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
 

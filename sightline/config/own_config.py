@@ -16,10 +16,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 
 
-def list_presets(set_name: str, preset: str) -> list[str]:
-    """List the shipped configs of a data set, those for a CPU first; `preset` alone, if it is one."""
-    if preset:
-        return [preset]
+def list_presets(set_name: str) -> list[str]:
+    """List the shipped configs of a data set, those for a CPU first."""
     return sorted(configs_by_set().get(set_name, []), key=lambda name: (not name.endswith("_cpu"), name))
 
 
@@ -44,11 +42,16 @@ def configs_by_set() -> dict[str, list[str]]:
     """Return the names of the shipped configs of `configs/` by the data set that they name."""
     configs: defaultdict[str, list[str]] = defaultdict(list)
     for name in (config_name(config.path) for config in shipped_configs() if config.path.startswith("configs/")):
-        faults = ConfigFaults()
-        tree: Any = read_with_bases(Path(name), faults).plain()
-        faults.raise_any()
-        configs[tree["data"]["name"]].append(name)
+        configs[read_shipped(name)["data"]["name"]].append(name)
     return dict(configs)
+
+
+def read_shipped(name: str) -> dict[str, Any]:
+    """Read the tree of a shipped config, with its bases merged."""
+    faults = ConfigFaults()
+    tree: Any = read_with_bases(Path(name), faults).plain()
+    faults.raise_any()
+    return dict(tree)
 
 
 def render_over(preset: str, overrides: Sequence[str], *, heading: Sequence[str] = ()) -> str:

@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 MAX_RATE = 0.005
 """Largest upper bound of the rate of a statistical rule that gives errors and warnings."""
 _CERTAINTY = 0.95
-_OF_RUNS = ("areas.", "workbench.", "doctor.rules.outcomes.fallen_metric", "doctor.rules.outcomes.chance_figure")
+_OF_RUNS = (
+    "areas.",
+    "parts.",
+    "workbench.",
+    "doctor.rules.outcomes.fallen_metric",
+    "doctor.rules.outcomes.chance_figure",
+)
 """Beginnings of the names of rules that judge what whole runs alone have: their config, sets, and figures."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
 import time
@@ -29,10 +30,13 @@ from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, divide_by_count, single_batch_step
 from sightline.engine.tiles import TileReader, predict_by_tiles
 from sightline.ops import waits
+from sightline.store.loading.leaves import array_leaves, as_bytes
 
 logger = logging.getLogger(__name__)
 
 _NUM_HARD = 5
+_MAX_EQUAL = 0.5
+"""Share of the passes of `votes` that may have the inputs of another: a flip has two outcomes."""
 _NUM_HARDEST = 12
 """Samples of which pictures are drawn, at most a batch, if the task states how hard each is."""
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
@@ -242,11 +246,15 @@ class Evaluator:
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
                 clock.end_phase("data")
+                inputs = _digest(batch) if self.votes > 1 else b""
                 batch = self._to_device(batch, world)
                 ledger.add_samples(batch["sample_index"])
                 clock.end_phase("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)
-                by_suffix = {"": predictions, **self._predict_votes(model, plan[number], predictions, world)}
+                by_suffix = {
+                    "": predictions,
+                    **self._predict_votes(model, plan[number], predictions, world, ledger, inputs),
+                }
                 by_suffix |= self._predict_tiles(model, plan[number], predictions, world)
                 by_suffix |= self._predict_ensemble(batch, predictions, world)
                 if len(by_suffix) > 1:
@@ -339,18 +347,29 @@ class Evaluator:
         return predictions
 
     def _predict_votes(
-        self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
+        self,
+        model: nn.Module,
+        keys: list[SampleKey],
+        first: Mapping[str, Any],
+        world: World,
+        ledger: _SampleLedger,
+        digest: bytes,
     ) -> dict[str, Mapping[str, Any]]:
-        """Predict samples by test-time augmentation (voting): the mean of all passes; empty for a single pass."""
+        """Predict samples by test-time augmentation (voting): the mean of all passes; empty for a single pass.
+
+        `digest` is that of the inputs of the first pass.
+        """
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
-        passes = [first]
+        passes, inputs = [first], {digest}
         with self.precision.autocast(world.device):
             for vote in range(1, self.votes):
                 varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
+                inputs.add(_digest(varied))
                 batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
                 passes.append(self.task.predict(model, batch))
+        ledger.passes += torch.tensor([self.votes - len(inputs), self.votes - 1])
         return {f"_vote{self.votes}": self._vote(passes)}
 
     def _predict_tiles(
@@ -402,6 +421,7 @@ class Evaluator:
         metrics, per_class, tables = _compute_figures(measured)
         losses = ledger.mean_losses(totals)
         world.rank_zero_only(self._warn_of_losses)(losses, totals)
+        world.rank_zero_only(_warn_of_equal_passes)(*totals["passes"].tolist())
         seconds = time.perf_counter() - started
         return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
 
@@ -415,6 +435,26 @@ class Evaluator:
                 "there for a logarithm of 0 or an overflow, in the loss or in what the model returns",
                 *(name, losses[name], number, samples[0], samples[-1]),
             )
+
+
+def _warn_of_equal_passes(num_equal: int, total: int) -> None:
+    """Warn of passes of `votes` over the inputs of another one: they give its predictions again, and only take time."""
+    if num_equal > _MAX_EQUAL * total:
+        logger.warning(
+            "equal-votes: %d of the %d further passes of evaluate.votes read the numbers of another one, so that their "
+            "predictions are equal; let transforms.vote draw what it changes from a range, or lower evaluate.votes",
+            *(num_equal, total),
+        )
+
+
+def _digest(batch: Batch) -> bytes:
+    """Compute a digest of the floating-point numbers of a batch, by key: what transforms vary."""
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        for path, tensor in array_leaves(value, name):
+            if tensor.is_floating_point():
+                digest.update(path.encode() + as_bytes(tensor).tobytes())
+    return digest.digest()
 
 
 def _draw_pictures(results: Sequence[MetricResult]) -> list[Picture]:
@@ -470,6 +510,7 @@ class _SampleLedger:
         self.indices = torch.from_numpy(indices.astype(np.int64))
         self.seen = torch.zeros(int(indices.max()) + 1 if len(indices) else 0, dtype=torch.int64)
         self.hardness = torch.zeros(len(self.seen), dtype=torch.float64)
+        self.passes = torch.zeros(2, dtype=torch.int64)  # further ones with the inputs of another, and all
         self.sums = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
         self.counts = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
 
@@ -485,11 +526,11 @@ class _SampleLedger:
             self.counts[name][number] = float(counts[name])
 
     def get_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to sum over processes: counts of samples, their hardness, sums and counts of losses."""
+        """Return the tensors to sum over processes: counts of samples and passes, hardness, losses."""
         slots = {f"loss sums/{n}": t for n, t in self.sums.items()} | {
             f"loss counts/{n}": t for n, t in self.counts.items()
         }
-        return {"seen": self.seen, "hardness": self.hardness} | slots
+        return {"seen": self.seen, "hardness": self.hardness, "passes": self.passes} | slots
 
     def assert_complete(self, totals: Mapping[str, Tensor]) -> None:
         times = totals["seen"].cpu()[self.indices]

@@ -29,6 +29,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "losses.contrast": "PairLoss",
         "tasks.supervised": "Supervised",
     },
+    "rules": {"voxels.rules": "voxel-grid"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.classification": "classify",

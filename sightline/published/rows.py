@@ -90,7 +90,7 @@ class PublishedLayout:
     set's is an error; else it is left out. `class_indices` are the indices of the classes of `protocol` among those of
     the file, if these have gaps. `parts` are the files of a folder that contains the network in parts, and the prefix
     of the names in each. `convolutions` are ours in the order of a Darknet file, which has no names: the index of the
-    convolution is the name, in `names`.
+    convolution is the name, in `names`. `unseen` says what no tensor shows, and spoils weights where it is wrong.
     """
 
     name: str
@@ -110,6 +110,7 @@ class PublishedLayout:
     unused: Sequence[str] = ()
     convolutions: Sequence[str] = ()
     class_indices: Sequence[int] = ()
+    unseen: Sequence[str] = ()
     optional: str | None = None
     up_axis: str | None = None
     takes_first_points: bool = False

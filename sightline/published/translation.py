@@ -199,9 +199,10 @@ def _drop_zero_biases(weights: Mapping[str, Tensor], names: Sequence[str]) -> di
 def _arrange_kernels(weights: Mapping[str, Tensor], library: str) -> dict[str, Tensor | None]:
     """Bring the kernels of a library of sparse convolutions to (places, in, out), places with z fastest.
 
-    spconv has (out, x, y, z, in), and reads the memory of a kernel of size 1 as (in, out); MinkowskiEngine and
-    torchsparse have (places, in, out) with x fastest, the latter for odd sizes alone, and (in, out) for size 1.
-    A linear layer's (out, in) becomes a kernel of size 1.
+    spconv has (out, x, y, z, in), and reads the memory of a kernel of size 1 as (in, out); before 2.2 it had
+    (x, y, z, in, out). MinkowskiEngine and torchsparse have (places, in, out) with x fastest, the latter for odd sizes
+    alone, and (in, out) for size 1. A linear layer's (out, in) becomes a kernel of size 1. Raises CheckpointError for
+    kernels of other axes.
     """
     arranged: dict[str, Tensor | None] = {}
     for name, value in weights.items():
@@ -210,18 +211,27 @@ def _arrange_kernels(weights: Mapping[str, Tensor], library: str) -> dict[str, T
             arranged[name] = None
             arranged[f"{module}.weight"] = _arrange_places(value, library) if value.ndim == 3 else value[None]
         elif leaf == "weight" and value.ndim == 5:
-            out_channels, *sizes, in_channels = value.shape
-            is_point = sizes == [1, 1, 1]
-            arranged[name] = (
-                value.reshape(1, in_channels, out_channels)
-                if is_point
-                else value.reshape(out_channels, -1, in_channels).permute(1, 2, 0).contiguous()
-            )
+            arranged[name] = _arrange_axes(name, value)
         elif leaf == "weight" and value.ndim == 2:
             arranged[name] = value.T[None].contiguous()
         elif leaf == "bias" and value.ndim == 2:
             arranged[name] = value.flatten()
     return arranged
+
+
+def _arrange_axes(name: str, weight: Tensor) -> Tensor:
+    """Bring a kernel of spconv with five axes to (places, in, out)."""
+    out_channels, *sizes, in_channels = weight.shape
+    if sizes == [1, 1, 1]:
+        return weight.reshape(1, in_channels, out_channels)
+    if len(set(sizes)) == 1:
+        return weight.reshape(out_channels, -1, in_channels).permute(1, 2, 0).contiguous()
+    if len(set(weight.shape[:3])) == 1:
+        return weight.flatten(0, 2).contiguous()
+    raise CheckpointError(
+        f"'{name}' has the shape {tuple(weight.shape)}, which is no kernel of spconv: (out, x, y, z, in), before 2.2 "
+        "(x, y, z, in, out)"
+    )
 
 
 def _arrange_places(kernel: Tensor, library: str) -> Tensor:

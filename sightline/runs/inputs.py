@@ -59,6 +59,10 @@ _FAR_BELOW = 20.0
 """Times that every sample's largest number exceeds that of a file of another scale: shares of 0 to 255, say."""
 
 
+_BELOW = 0.5
+"""Share of the largest number as far below 0 as which numbers are of both signs."""
+
+
 class Range(NamedTuple):
     """Least and largest of the finite numbers of a field, over the samples that were read.
 
@@ -77,6 +81,21 @@ class Range(NamedTuple):
             return self
         least = min(filter(None, (self.least, other.least)), default=0.0)
         return Range(min(self.low, other.low), max(self.high, other.high), max(self.reach, other.reach), least)
+
+    def describe_unlike(self, name: str, found: Range) -> str:
+        """Describe numbers `found` in a field that have another scale, or other signs; "" where they are alike.
+
+        It is about what is of one form in all sets, such as colours: a set has hardly any that is never below 0, if
+        another's reach as far below as above.
+        """
+        if far := self.describe_far(name, found):
+            return far
+        below = [-each.low > _BELOW * abs(each.high) for each in (self, found)]
+        above = [each.low >= 0 for each in (self, found)]
+        sizes = [max(abs(each.low), abs(each.high)) for each in (self, found)]
+        if (below[0] and above[1]) or (above[0] and below[1]) or sizes[0] > _FAR_BELOW * sizes[1] > 0:
+            return f"{name}: {found.low:.4g} to {found.high:.4g}, in training {self.low:.4g} to {self.high:.4g}"
+        return ""
 
     def describe_far(self, name: str, found: Range) -> str:
         """Describe numbers `found` in a field that are far outside of this range; "" where they are not."""

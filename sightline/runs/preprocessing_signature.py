@@ -26,7 +26,7 @@ _COMPARED_KEYS = {
 _PAIR_FIELDS = frozenset({"image", "other_points", "draws", "self"})
 """Fields read only by contrastive pairs: a transform with no other fields changes no cloud."""
 
-_IGNORED_ARGUMENTS = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
+IGNORED_ARGUMENTS = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
 """Arguments of an encoder that change no number in evaluation, or are compared by their effect."""
 
 
@@ -83,7 +83,7 @@ def signature_differences(
         lines += [
             f"the encoder's {argument}: {format_setting(recorded[argument])} in {names[0]}, "
             f"{format_setting(current[argument])} in {names[1]}"
-            for argument in sorted(recorded.keys() & current.keys() - _IGNORED_ARGUMENTS)
+            for argument in sorted(recorded.keys() & current.keys() - IGNORED_ARGUMENTS)
             if recorded[argument] != current[argument]
         ]
     return lines

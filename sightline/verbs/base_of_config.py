@@ -9,27 +9,38 @@ from pathlib import Path
 from sightline.config.reader import read_config
 from sightline.contract.errors import UserError
 from sightline.published.known_weights import find_known, find_on_machine, is_remote
-from sightline.store.boxes.photo_bases import BASES, MEASURED_ON, OF_RANDOM_WEIGHTS, SECONDS, WITHOUT_WEIGHTS, PhotoBase
+from sightline.store.boxes.photo_bases import BASES, MEASURED_ON, OF_RANDOM_WEIGHTS, SECONDS, WITHOUT_WEIGHTS
+from sightline.store.prepared.config_bases import ConfigBase
 
 
-def describe_base(base: str, overrides: Sequence[str], *, num_photos: int, chosen: PhotoBase | None) -> Iterator[str]:
-    """Yield lines on the base of a config for photos, and what a user can do without it; the network is not asked.
+def describe_base(
+    base: ConfigBase, overrides: Sequence[str], *, bases: Sequence[ConfigBase], num_samples: int | None, is_named: bool
+) -> Iterator[str]:
+    """Yield lines on the base of a config, and what a user can do without it; the network is not asked.
 
-    `overrides` are those of the written config, `chosen` is the row of the table if the user named no base.
+    Nothing is said of a set with a single base. `overrides` are those of the written config, `bases` those of the set,
+    `num_samples` to train on, where the base is chosen by it; `is_named` by the user.
     """
+    if len(bases) < 2:
+        return
     try:
-        config = read_config(Path(base), [*overrides])
+        config = read_config(Path(base.name), [*overrides])
     except UserError:
         return  # what is wrong is said where the config is read or trained
-    yield f"builds on {base}" + ("" if chosen is None else f": {_describe_choice(chosen, num_photos)}")
-    if BASES[0].num_photos is not None and num_photos < BASES[0].num_photos:
+    yield f"builds on {base.name}" + ("" if is_named else f": {_describe_choice(base, num_samples)}")
+    if num_samples is None:
+        yield from (
+            f"another base: --base {Path(row.name).name}: {row.reason}" for row in bases if row.name != base.name
+        )
+        return
+    if BASES[0].num_samples is not None and num_samples < BASES[0].num_samples:
         yield OF_RANDOM_WEIGHTS
     if config.init is not None:
         yield describe_weights(config.init.source)
     fit = next((block.arguments for block in config.transforms.evaluate if block.name == "fit_image"), None)
     if fit is not None and config.train.epochs:
         size = f"{fit['width']}x{fit['height']}"
-        yield _describe_time(base, num_photos, config.train.epochs, fit["height"] * fit["width"], size)
+        yield _describe_time(base.name, num_samples, config.train.epochs, fit["height"] * fit["width"], size)
     if config.init is not None:
         yield (
             f"without these weights: --base {Path(WITHOUT_WEIGHTS).name}, from random ones, or init.from=FILE, a run "
@@ -52,8 +63,10 @@ def describe_weights(name: str) -> str:
     )
 
 
-def _describe_choice(row: PhotoBase, num_photos: int) -> str:
-    than = "" if row.num_photos is None else f", fewer than {row.num_photos:,}"
+def _describe_choice(row: ConfigBase, num_photos: int | None) -> str:
+    if num_photos is None:
+        return row.reason
+    than = "" if row.num_samples is None else f", fewer than {row.num_samples:,}"
     return f"{num_photos:,} photos to train on{than}; {row.reason}"
 
 

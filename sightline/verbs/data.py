@@ -15,7 +15,7 @@ from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions,
 from sightline.commands.fields import MoreHelp
 from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.config.key_values import read_key_values
-from sightline.config.own_config import find_preset, list_presets, render_over
+from sightline.config.own_config import find_preset, list_presets, read_shipped, render_over
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
@@ -24,9 +24,9 @@ from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.draw.progress_line import show_progress
 from sightline.runs.output_files import write_document
-from sightline.store.boxes.photo_bases import choose_base
 from sightline.store.files.atomic_write import replace_atomic
 from sightline.store.prepared import prepared_set
+from sightline.store.prepared.config_bases import ConfigBase, choose_base
 from sightline.store.prepared.prepared_data import SHARED
 from sightline.store.prepared.prepared_set import MANIFEST
 from sightline.store.prepared.prepared_writer import Progress
@@ -59,47 +59,61 @@ def prepare(options: PrepareOptions) -> int:
     )
     if options.config is None and options.base is not None:
         raise UserError(f"--base {options.base}: is what a config builds on; give its file: --config own.yaml")
-    presets = [] if options.config is None else _find_presets(name, options)
+    bases = [] if options.config is None else _find_bases(name, options)
     with _counting(name) as progress:
         report = _builder(name).prepare(
             source=options.source, target=options.target, name=name, progress=progress, **arguments
         )
     _print_report(report, _builder(name), options.json)
     if options.config is not None:
-        _write_config(options, name, presets)
+        _write_config(options, name, bases)
     return 0
 
 
-def _find_presets(name: str, options: PrepareOptions) -> list[str]:
-    """List the presets of a set. Raises UserError for a set without one, and for a config that is there already."""
+def _find_bases(name: str, options: PrepareOptions) -> list[ConfigBase]:
+    """List the bases of configs for a set, or the one that the user names.
+
+    Raises UserError for a set without one, for one of another task, and for a config that is there already.
+    """
     assert options.config is not None
     if options.config.suffix not in (".yaml", ".yml"):
         raise UserError(f"--config {options.config}: is a file of YAML; give a name that ends in .yaml")
     if options.config.exists() and not (options.target / MANIFEST).exists():
         raise UserError(f"--config {options.config}: is there already; give the name of a new file")
-    if options.base is not None:
-        return [find_preset(options.base)]
-    presets = list_presets(name, getattr(_builder(name), "preset", ""))
-    if not presets:
+    bases = _list_bases(name)
+    if not bases:
         raise UserError(f"--config: no shipped config is about '{name}'; leave it out, and write a config of your own")
-    return presets
+    if options.base is None:
+        return bases
+    base = find_preset(options.base)
+    tasks = [read_shipped(each)["task"]["name"] for each in (base, bases[0].name)]
+    if tasks[0] != tasks[1]:
+        known = ", ".join(row.name for row in bases)
+        raise UserError(f"--base {options.base}: is for the task {tasks[0]}, and {name} for {tasks[1]}; take {known}")
+    return [next((row for row in bases if row.name == base), ConfigBase(base))]
 
 
-def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) -> None:
+def _list_bases(name: str) -> list[ConfigBase]:
+    """List the shipped configs that configs for a set build on: those that it states, else those about it."""
+    stated = getattr(_builder(name), "config_bases", ())
+    return [*stated] or [ConfigBase(preset) for preset in list_presets(name)]
+
+
+def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase]) -> None:
     """Write the config that trains on a prepared folder. Raises UserError for a file of another content."""
     assert options.config is not None
     path, root, builder = options.config, options.target, _builder(name)
     prepared = builder.open_folder(root) if hasattr(builder, "propose") else None
-    proposed = builder.propose(prepared) if prepared is not None else []
-    num_photos = builder.count_photos(prepared) if hasattr(builder, "count_photos") else None
-    chosen = None if num_photos is None or options.base is not None else choose_base(num_photos)
-    presets = presets if chosen is None else [chosen.name]
+    num_samples = None if prepared is None else builder.count_training(prepared)
+    base = choose_base(bases, num_samples)
+    proposed = [] if prepared is None else builder.propose(prepared, read_shipped(base.name))
     words = [f"data.name={name}", f"data.root={format_inline(str(root))}", *proposed]
-    also = [f"Others for this data set: {', '.join(presets[1:])}"] if presets[1:] else []
-    about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {presets[0]}.")
-    alone = _find_batch_of_one(presets[0], words)
+    others = [row.name for row in _list_bases(name) if row.name != base.name]
+    also = [f"Others for this data set: {', '.join(others)}"] if others else []
+    about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {base.name}.")
+    alone = _find_batch_of_one(base.name, words)
     words += [] if alone is None else alone.list_words()
-    text = render_over(presets[0], words, heading=[about, *also])
+    text = render_over(base.name, words, heading=[about, *also])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +121,9 @@ def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) ->
     if alone is not None and alone.changes:
         print_note(f"{path}: {alone.reason}, which batch norm cannot normalise: it has {' '.join(alone.list_words())}")
     plugins = [word for plugin in options.plugins for word in ("--plugin", str(plugin))]
-    if num_photos is not None:
-        for line in describe_base(presets[0], words, num_photos=num_photos, chosen=chosen):
-            print_note(f"{path}: {line}")
+    stated = getattr(builder, "config_bases", ())
+    for line in describe_base(base, words, bases=stated, num_samples=num_samples, is_named=options.base is not None):
+        print_note(f"{path}: {line}")
     print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
 
 
@@ -146,8 +160,9 @@ def list_options(words: Sequence[str]) -> MoreHelp:
     command += "".join(f" {key}={_make_example(p)}" for key, p in parameters.items() if p.is_required)
     command += "".join(f" --plugin {shlex.quote(word)}" for word in words if word.endswith(".py"))
     examples = [command]
-    if list_presets(name, getattr(_builder(name), "preset", "")):
-        examples.append(f"{command} --config own.yaml")
+    bases = _list_bases(name)
+    examples += [f"{command} --config own.yaml"] if bases else []
+    examples += [f"{command} --config own.yaml --base {Path(row.name).name}" for row in bases[1:] if row.reason]
     return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), examples)
 
 
@@ -288,7 +303,7 @@ def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     known = signature_parameters(builder.prepare)
     passed_on = [word for word in options if word.partition("=")[0].strip() in known]
     command = ["sightline", "data", "prepare", name, "--from", str(source), "--to", "prepared", *passed_on, *assumed]
-    command += ["--config", "own.yaml"] if list_presets(name, getattr(builder, "preset", "")) else []
+    command += ["--config", "own.yaml"] if _list_bases(name) else []
     if assumed:
         document["assumed"] = f"{', '.join(assumed)}; the files do not state it: correct it where it is wrong"
     document["for_data_prepare"] = shlex.join(command)

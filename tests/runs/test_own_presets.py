@@ -15,6 +15,8 @@ from sightline.engine.run_data import build_data
 from sightline.store.boxes.records import propose_canvas
 from sightline.workbench.weights.recipe import make_expected_info
 from tests.command import succeed
+from tests.data.scans.lidar_writers import write_own
+from tests.data.scenes.test_scene_density import box_room
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -109,6 +111,34 @@ def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_p
     )
     words = ["data.name=yolo_txt", f"data.root={photos}", *narrow, f"init.from={tmp_path / 'published'}"]
     assert "ap50" in _train("detect/photos_finetune.yaml", tmp_path / "tuned", *words)
+
+
+_NARROW_VOXELS = (
+    *("model.stem_width=4", "model.encoder_widths=[4, 8]", "model.encoder_blocks=[1, 1]"),
+    *("model.decoder_widths=[8, 4]", "model.decoder_blocks=[1, 1]", "train.batch_size=2"),
+)
+
+
+def test_rooms_and_scans_are_trained_on_in_voxels(tmp_path: Path) -> None:
+    """By the configs that `data prepare` writes over the presets of networks on sparse voxels."""
+    for name in ("train/a", "train/b", "test/c"):
+        path = tmp_path / f"rooms/{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        points = box_room(60, size=(3, 3, 2.5))
+        np.savez(path, points=points, label=(points[:, 2] > 1).astype(int))
+    (tmp_path / "scans").mkdir()
+    write_own(tmp_path / "scans", 4, num_columns=100)
+    rows = {
+        "rooms": ("scene_folder", "up_axis=z", "unit=m"),
+        "scans": ("scan_folder", "columns=[x, y, z, intensity, ring]"),
+    }
+    for kind, (name, *options) in rows.items():
+        config = tmp_path / f"{kind}.yaml"
+        prepared = ("--from", tmp_path / kind, "--to", tmp_path / f"{kind}_prepared", *options)
+        succeed("data", "prepare", name, *prepared, "--config", config, "--base", f"own_{kind}_voxels")
+        words = (*_NARROW_VOXELS, "train.steps=2", "evaluate.select=test", "--no-check")
+        told = succeed("train", config, *words, "--out", tmp_path / f"run_{kind}")
+        assert "miou" in told.out
 
 
 def test_the_canvas_is_as_small_as_the_boxes_allow() -> None:

@@ -1,4 +1,4 @@
-"""The base of a config that is written for photos: by their number alone, with what a user has to know beforehand."""
+"""The base of a config that is written for files of one's own: of photos by their number, else the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from sightline.config import read_config
 from sightline.published.known_weights import find_known
-from sightline.store.boxes.photo_bases import BASES, SECONDS, WITHOUT_WEIGHTS, choose_base
+from sightline.store.boxes.photo_bases import BASES, SECONDS, WITHOUT_WEIGHTS
+from sightline.store.prepared.config_bases import ConfigBase, choose_base
 from sightline.verbs.base_of_config import describe_base, describe_weights
 from tests.cases import run_each
 from tests.command import refuse, succeed
@@ -56,16 +57,15 @@ def _prepare(photos: Path, *words: str) -> tuple[str, str]:
 
 @run_each("num_photos, base", [(1, 0), (56, 0), (9_999, 0), (10_000, 1), (10**6, 1)])
 def test_the_number_of_photos_alone_names_the_base(num_photos: int, base: int) -> None:
-    assert choose_base(num_photos) == BASES[base]
+    assert choose_base(BASES, num_photos) == BASES[base]
 
 
 def test_every_base_of_the_table_is_a_config_whose_weights_are_known() -> None:
     for row in BASES:
         config = read_config(Path(row.name))
-        assert config.init is not None
-        assert find_known(config.init.source) is not None
         assert row.name in SECONDS
-    assert read_config(Path(WITHOUT_WEIGHTS)).init is None
+        assert (config.init is None) == (row.name == WITHOUT_WEIGHTS)
+        assert config.init is None or find_known(config.init.source) is not None
 
 
 def test_what_is_said_before_anything_is_trained(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,12 +96,16 @@ def test_what_is_said_before_anything_is_trained(photos: Path, monkeypatch: pyte
 
 def test_the_measured_time_grows_with_photos_epochs_and_pixels() -> None:
     words = ["data.name=yolo_txt", "imgsz=640x480"]
-    (line,) = (line for line in describe_base(BASES[0].name, words, num_photos=56, chosen=None) if "its time" in line)
+    (line,) = (line for line in _describe(BASES[0], words) if "its time" in line)
     assert line.startswith("its time: 20 epochs of 56 photos at 640x480 are some 84 minutes of one core")
     assert 1.5 * 56 * 20 * 3 / 60 == 84
-    unknown = [*describe_base("detect/photos_dfine", ["data.name=yolo_txt"], num_photos=56, chosen=None)]
+    unknown = _describe(ConfigBase("detect/photos_dfine"), ["data.name=yolo_txt"])
     assert "its time: 30 epochs at 640x640; not measured" in unknown
     assert any("pip install 'sightline[transformers]'" in line for line in unknown)
+
+
+def _describe(base: ConfigBase, words: list[str]) -> list[str]:
+    return [*describe_base(base, words, bases=BASES, num_samples=56, is_named=True)]
 
 
 def test_weights_that_are_on_this_machine_are_named_with_their_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +119,45 @@ def test_a_base_of_another_name_is_refused_before_anything_is_read(tmp_path: Pat
     told = refuse(*words, "--config", tmp_path / "own.yaml", "--base", "photos_scrach")
     assert "--base photos_scrach: is no shipped config; did you mean 'photos_scratch'?" in told
     assert "give its file: --config own.yaml" in refuse(*words, "--base", "photos_scratch")
+    told = refuse(*words, "--config", tmp_path / "own.yaml", "--base", "own_rooms_voxels")
+    assert "--base own_rooms_voxels: is for the task segment, and yolo_txt for detect; take detect/photos" in told
+
+
+def test_a_set_without_photos_names_its_other_bases(tmp_path: Path) -> None:
+    """Rooms: the config of the first base, or of the one that is named, with what is proposed for each."""
+    for name in ("train/a", "test/b"):
+        path = tmp_path / f"in/{name}.npz"
+        path.parent.mkdir(parents=True)
+        points = np.random.default_rng(0).uniform(0, 1, (9000, 3)) * (4, 4, 0)
+        np.savez(path, points=points, label=np.arange(9000) % 3)
+    words = (
+        "data",
+        "prepare",
+        "scene_folder",
+        "--from",
+        tmp_path / "in",
+        "--to",
+        tmp_path / "set",
+        "up_axis=z",
+        "unit=m",
+    )
+    own, voxels = tmp_path / "own.yaml", tmp_path / "voxels.yaml"
+    told = succeed(*words, "--config", own).err
+    assert "own.yaml: builds on segment/own_rooms: a Point Transformer\n" in told
+    assert "own.yaml: another base: --base own_rooms_voxels: SpUNet on sparse voxels" in told
+    told = succeed(*words, "--config", voxels, "--base", "own_rooms_voxels").err
+    assert "voxels.yaml: another base: --base own_rooms: a Point Transformer\n" in told
+    assert read_config(own).model.name == "point_transformer"
+    spacing = (16 / 9000) ** 0.5
+    written = read_config(voxels)
+    assert written.model.arguments["grid_m"] == pytest.approx(spacing, abs=0.003)
+    (crop,) = (block for block in written.transforms.train if block.name == "crop_points")
+    assert 20_000 <= crop.arguments["max_points"] <= 40_000
+    assert "voxel_sample" not in voxels.read_text()
 
 
 def test_the_manual_has_the_rows_of_the_table() -> None:
     page = (ROOT / "docs/manual/data_photos.md").read_text()
-    rows = [re.escape(f"| `{row.name}` |") for row in BASES]
-    borders = [f"fewer than {BASES[0].num_photos:,}", f"{BASES[0].num_photos:,} or more"]
+    rows = [re.escape(f"| `{row.name}` |") for row in BASES[:2]]
+    borders = [f"fewer than {BASES[0].num_samples:,}", f"{BASES[0].num_samples:,} or more"]
     assert all(re.search(f"(?m)^\\| {border} {row}", page) for border, row in zip(borders, rows, strict=True))

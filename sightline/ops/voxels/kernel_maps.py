@@ -53,6 +53,11 @@ class CoarseCells(NamedTuple):
     offsets: Tensor
     map: KernelMap
 
+    @property
+    def is_dropped(self) -> Tensor:
+        """Whether each voxel of the input (N,) is read by no output, as beyond the `extent` of a grid."""
+        return (self.map.reverse < 0).all(dim=1)
+
 
 def submanifold_map(cells: Tensor, offsets: Tensor, *, size: int) -> KernelMap:
     """Map voxels `cells` (N, 3), at least 0, of packed clouds to themselves by a kernel of odd `size`.

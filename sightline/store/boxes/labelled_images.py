@@ -24,7 +24,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.boxes.detections import ImageRef, SetIndex
 from sightline.store.boxes.image_listing import plan_image_set, survey_images
 from sightline.store.boxes.label_table import CategoryIds, FaultPolicy, LabelFormat
-from sightline.store.boxes.photo_bases import WITHOUT_WEIGHTS
+from sightline.store.boxes.photo_bases import BASES
 from sightline.store.boxes.photo_orientation import OrientationRule
 from sightline.store.boxes.records import BoxRecord, box_facts, make_sample
 from sightline.store.files.image_files import read_image
@@ -173,7 +173,7 @@ class LabelledImages(PreparedRows):
     label_format: ClassVar[LabelFormat]
     regions: ClassVar[tuple[str, ...]] = ()
     """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
-    preset = WITHOUT_WEIGHTS
+    config_bases = BASES
     printed = ("layout", "differences")
     forms: ClassVar[Mapping[str, ColumnForm]] = {
         **dict.fromkeys(("boxes", "full", "visible", "head"), BOXES),
@@ -295,15 +295,15 @@ class LabelledImages(PreparedRows):
         return {**manifest["statistics"], "proposed_canvas": manifest.get("proposed_canvas", {})}
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
         """Return the classes and the canvas."""
         manifest = prepared.manifest
         canvas = manifest.get("proposed_canvas", {}).get("for_config", "")
         return [f"data.classes={format_inline(manifest['classes']['names'])}", *shlex.split(canvas)]
 
     @classmethod
-    def count_photos(cls, prepared: PreparedSet) -> int:
-        """Return the number of photos to train on, by which the base of a config is chosen."""
+    def count_training(cls, prepared: PreparedSet) -> int:
+        """Return the number of photos to train on."""
         counts = prepared.manifest["statistics"]["images"]
         return int(counts["train"]) if "train" in counts else round((1 - _TEST_SHARE) * counts.get("all", 0))
 

@@ -22,6 +22,7 @@ from sightline.store.files.cloud_files import UnnamedColumnsError
 from sightline.store.files.guessed_columns import GuessedColumns, guess_columns
 from sightline.store.files.input_files import expand_home, file_size, list_files
 from sightline.store.prepared.columns import ColumnForm
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.prepared_set import (
     LISTED,
     MANIFEST,
@@ -141,8 +142,8 @@ class PreparedData(Dataset):
     """Counts of a prepared folder that `sightline data info` prints."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
-    preset: ClassVar[str] = ""
-    """Shipped config for files of the user's own, of a set that reads them."""
+    config_bases: ClassVar[Sequence[ConfigBase]] = ()
+    """Shipped configs for files of the user's own, of a set that reads them; one holds for any number of samples."""
     forms: ClassVar[Mapping[str, ColumnForm]] = {}
     """Forms that columns need where a folder has them: a manifest may state others."""
     plan: ClassVar[Callable[..., PreparationPlan]]
@@ -254,9 +255,17 @@ class PreparedData(Dataset):
         }
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
-        """Return the overrides by which `preset` suits a prepared folder, apart from `data.name` and `data.root`."""
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
+        """Return the overrides by which a shipped config suits a prepared folder, but `data.name` and `data.root`.
+
+        `base` is the config's tree, with its own bases merged.
+        """
         return []
+
+    @classmethod
+    def count_training(cls, prepared: PreparedSet) -> int | None:
+        """Return the number of samples to train on, by which the base of a config is chosen; None if none is by it."""
+        return None
 
     @classmethod
     def verify(cls, root: Path) -> int:

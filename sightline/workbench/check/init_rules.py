@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.compression.packed_tensors import unique_tensors
 from sightline.compression.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.config.run_config import Init
-from sightline.contract.errors import CheckpointError
+from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -20,6 +20,8 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.device.transfer import to_device
 from sightline.engine.run_data import DataSubset
+from sightline.runs.inputs import Range, read_inputs, read_ranges
+from sightline.runs.run_documents import read_facts
 from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context
@@ -143,6 +145,48 @@ def pretraining_mismatch(lineage: Mapping[str, Any]) -> Fault | None:
         measured="; ".join(lines),
         where=_FROM,
         evidence={"from": lineage["from"]},
+    )
+
+
+@measure()
+def feature_ranges(run: Context, loaded_init: Init) -> dict[str, tuple[Range, Range]]:
+    """Return the numbers of each feature of points where the weights were trained, and those of this run's samples.
+
+    Where a run states none, those that its data set declares.
+    """
+    source = open_source(loaded_init.source).run
+    if source is None:
+        raise NotApplicableError("no run to start from")
+    try:
+        info, known = read_inputs(source, read_facts(source)), read_ranges(source)
+    except UserError as error:
+        raise NotApplicableError(f"no inputs of the run to start from ({error})") from None
+    here, features = run.reaching.fields, run.built.data.train.dataset.info.features
+    pairs = {}
+    for name in (name for name in features if name in info.features and name in here):
+        field = info.fields[name]
+        declared = None if field.low is None or field.high is None else Range(field.low, field.high, 0.0)
+        if (range_there := known.get(name, declared)) is not None:
+            pairs[name] = (range_there, here[name])
+    if not pairs:
+        raise NotApplicableError("no feature of points in both")
+    return pairs
+
+
+@rule(
+    "pretraining-mismatch",
+    "warning",
+    "data.normalisation data.layout",
+    holds="features of points in the numbers in which the weights of `init` were trained on them",
+    do="scale them as there: colours to 0 to 1, or to -1 to 1; or accept it: checks.skip=[pretraining-mismatch]",
+)
+def pretraining_ranges(feature_ranges: dict[str, tuple[Range, Range]]) -> Fault | None:
+    """Compare the scale and the signs of features, such as colours, with those of the weights' training."""
+    lines = [words for name, (there, here) in feature_ranges.items() if (words := there.describe_unlike(name, here))]
+    if not lines:
+        return None
+    return Fault(
+        "the initial weights were trained on features of other numbers", measured="; ".join(lines), where=_FROM
     )
 
 

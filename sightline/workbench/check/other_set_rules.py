@@ -25,6 +25,8 @@ from sightline.workbench.check.sample_statistics import count_to_read, evenly_sp
 
 CODE = "dataset-mismatch"
 _MAX_SECONDS, _MIN_CLOUDS, _MIN_RATIO = 0.5, 3, 5.0  # random scaling reaches 1.5, the next unit is 10 times off
+_MIN_RATIO_OF_FEW = 50.0
+"""Ratio of sizes that a cloud or two have by their unit alone: centimetres or millimetres for metres."""
 
 
 class CloudSample(NamedTuple):
@@ -133,11 +135,12 @@ def _compare_declared(trained: CloudSample, evaluated: CloudSample) -> Differenc
 def _compare_sizes(trained: CloudSample, evaluated: CloudSample) -> Differences:
     """Find clouds whose sizes differ by a factor of five or more and do not overlap."""
     ours, theirs = np.array(trained.sizes), np.array(evaluated.sizes)
-    if min(len(ours), len(theirs)) < _MIN_CLOUDS or not (ours > 0).all() or not (theirs > 0).all():
+    if not len(ours) or not len(theirs) or not (ours > 0).all() or not (theirs > 0).all():
         return
     ratio = float(np.median(theirs) / np.median(ours))
+    is_few = min(len(ours), len(theirs)) < _MIN_CLOUDS
     is_apart = theirs.min() > ours.max() or theirs.max() < ours.min()
-    if is_apart and max(ratio, 1 / ratio) >= _MIN_RATIO:
+    if is_apart and max(ratio, 1 / ratio) >= (_MIN_RATIO_OF_FEW if is_few else _MIN_RATIO):
         power = math.log10(max(ratio, 1 / ratio))
         unit = ", a factor of units?" if abs(power - round(power)) < 0.3 else ""
         summary = f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on{unit}"

@@ -227,6 +227,7 @@ def _judge_field(survey: PartStatistics, name: str, found: FieldStatistics | Non
     if dtype is not None:
         causes = ["data.normalisation"]
         yield Fault(f"'{name}' is of type {dtype}", measured=f"declared {field.dtype}", causes=causes)
+    yield from _judge_lengths(name, found)
     bounds = [abs(bound) for bound in (field.low, field.high) if bound is not None and np.isfinite(bound)]
     if (
         not bounds
@@ -245,6 +246,23 @@ def _judge_field(survey: PartStatistics, name: str, found: FieldStatistics | Non
     elif is_float and 0 < reach < _MIN_USED.get(field.unit, 1 / 50) * largest:
         summary = f"'{name}' uses {reach / largest:.1g} of its declared range: another unit?"
         yield Fault(summary, measured=measured, causes=causes, severity="warning")
+
+
+_MAX_NO_UNIT = 0.05
+"""Share of the vectors of a field of unit vectors that may be of another length: files have points without a normal."""
+
+
+def _judge_lengths(name: str, found: FieldStatistics) -> Iterator[Fault]:
+    """Yield faults of vectors that are declared to be of length 1."""
+    for count, what in ((found.num_zero, "0, and have no direction"), (found.num_off, "not of length 1")):
+        if count > _MAX_NO_UNIT * found.num_vectors:
+            yield Fault(
+                f"'{name}' has vectors that are {what}",
+                measured=f"{count} of {found.num_vectors}, {count / found.num_vectors:.0%}",
+                action="estimate them, or take the field out of the inputs" if count == found.num_zero else "",
+                causes=["data.missing_modality" if count == found.num_zero else "data.normalisation"],
+                severity="warning",
+            )
 
 
 def _is_declared(declared: str, shape: tuple[int, ...]) -> bool:

@@ -32,6 +32,9 @@ _MAX_WAIT = 4  # times as much wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
 _MIN_HASHED = 64
+_MAX_LENGTH_ERROR = 0.1
+UNIT_VECTOR = "unit vector"
+"""Unit of a field of vectors (..., 3) of length 1."""
 
 
 class NonFinite(NamedTuple):
@@ -57,7 +60,8 @@ class FieldStatistics:
     """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them.
 
     `contents` are the hashes of arrays of at least 64 numbers, of which `num_hashed` were read. `padded` maps samples
-    whose array of rows ends with equal ones, which no other row equals, to their number.
+    whose array of rows ends with equal ones, which no other row equals, to their number. Of fields of unit vectors,
+    `num_zero` rows are 0, and `num_off` others of another length, of `num_vectors`.
     """
 
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -70,6 +74,17 @@ class FieldStatistics:
     high: float = float("-inf")
     non_finite: NonFinite | None = None
     num_non_finite: int = 0
+    num_vectors: int = 0
+    num_zero: int = 0
+    num_off: int = 0
+
+    def add_lengths(self, vectors: Tensor) -> None:
+        """Count the lengths of vectors (..., 3) that are to be 1."""
+        lengths = vectors.double().flatten(0, -2).norm(dim=1)
+        is_zero = lengths <= _MAX_LENGTH_ERROR
+        self.num_vectors += len(lengths)
+        self.num_zero += int(is_zero.sum())
+        self.num_off += int((~is_zero & ((lengths - 1).abs() > _MAX_LENGTH_ERROR)).sum())
 
     def add(self, index: int, name: str, value: Any) -> None:
         """Add one sample's value of the field."""
@@ -197,7 +212,11 @@ def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:
         sample = {**sample, "label": _drop_ignored(sample["label"], sample["is_ignored"])}
     for name, value in sample.items():
         if name != "sample_index":
-            result.fields.setdefault(name, FieldStatistics()).add(index, name, value)
+            statistics = result.fields.setdefault(name, FieldStatistics())
+            statistics.add(index, name, value)
+            field = result.part.dataset.info.fields.get(name)
+            if field is not None and field.unit == UNIT_VECTOR and isinstance(value, Tensor) and value.ndim > 1:
+                statistics.add_lengths(value)
     labelling = _count_labels(index, sample)
     if labelling is not None:
         result.labellings.append(labelling)

@@ -78,6 +78,7 @@ def convert_published_weights(
     base_config = recipe.make_config(recipe.set_image_size(published, sizes), counts, config_path, data_name, overrides)
     config, assumed = recipe.set_model(base_config, published, sizes, target)
     info, notes = recipe.make_expected_info(config)
+    notes += [*recipe.list_contradictions(base_config.model, published), *published.unseen]
     weights = select_classes(weights, published, info)
     file_counts, counts = counts, _read_counts(published, weights)
     if counts != file_counts:

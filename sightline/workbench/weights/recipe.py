@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig, read_config
+from sightline.config.plain_values import to_plain
 from sightline.config.run_config import Init
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
@@ -17,6 +18,7 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.run_data import build_transforms
 from sightline.published.rows import PublishedLayout
+from sightline.runs.preprocessing_signature import IGNORED_ARGUMENTS
 from sightline.runs.run_files import config_path_of_run
 
 _FIRST_POINTS = {"modelnet40": 1024}
@@ -95,6 +97,23 @@ def set_model(
     assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
     changed = _replace_arguments(model, {**sizes, **assumed})
     return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
+
+
+def list_contradictions(model: ComponentConfig, published: PublishedLayout) -> list[str]:
+    """List notes on arguments that a config states otherwise than the authors, and that no tensor shows.
+
+    What the command line states is meant, and what changes no number in evaluation does no harm.
+    """
+    notes = []
+    for name, theirs in ((name, value) for name, value in published.assumed.items() if name not in IGNORED_ARGUMENTS):
+        ours, usual = (format_inline(to_plain(value)) for value in (_get_argument(model, name), theirs))
+        origin = model.origins.get(name)
+        if origin is not None and origin.source != "command line" and ours != usual:
+            notes.append(
+                f"model.{name} is {ours} by the config, and {usual} where {published.name} was trained, which no "
+                "tensor shows: leave it out, unless the file has another"
+            )
+    return notes
 
 
 def set_image_size(published: PublishedLayout, sizes: Mapping[str, int]) -> PublishedLayout:

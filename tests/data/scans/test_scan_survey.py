@@ -149,6 +149,21 @@ def test_without_a_step_the_narrowest_width_that_shows_the_points_is_proposed(tm
     assert "width: 512} shows" in found["proposed_projection"]
 
 
+def test_voxels_are_as_large_as_the_distance_of_two_beams(scans_ahead: Path, tmp_path: Path) -> None:
+    """At the median range of the points, between 5 and 20 cm; coordinates in millimetres have no neighbours."""
+    points = np.concatenate([np.fromfile(path, "<f4").reshape(-1, 5)[:, :3] for path in scans_ahead.glob("*.bin")])
+    median = float(np.median(np.linalg.norm(points, axis=1)))
+    found = ScanFolder.survey(scans_ahead, columns=COLUMNS)["voxels"]
+    assert found["grid_m"] == pytest.approx(min(0.2, np.radians(30 / 15) * median), rel=0.1)
+    assert shlex.split(found["for_config"])[1] == f"model.grid_m={found['grid_m']}"
+    assert found["best_miou"] > 0.98
+    assert "doubts" not in found
+    values = np.fromfile(scans_ahead / "000.bin", "<f4").reshape(-1, 5)
+    (values * np.array([1000, 1000, 1000, 1, 1], "<f4")).tofile(tmp_path / "a.bin")
+    (doubt,) = ScanFolder.survey(tmp_path, columns=COLUMNS)["voxels"]["doubts"]
+    assert doubt.startswith("a voxel of 0.2 m has 1.0 of the 27")
+
+
 def test_scans_without_labels(scans_ahead: Path, tmp_path: Path) -> None:
     """As files allow: no class, and no ceiling."""
     (tmp_path / "000000.bin").write_bytes((scans_ahead / "000.bin").read_bytes())
@@ -171,6 +186,9 @@ def test_real_scans_have_the_measured_shares(shared: Path, tmp_path: Path) -> No
     assert list(found["projected"]) == ["64 x 2160", "64 x 1088", "64 x 544"]
     shown = found["projected"]["64 x 2160"]["points_shown"]
     assert 0.785 - 0.01 <= shown <= 0.814 + 0.02
+    assert 0.05 <= found["voxels"]["grid_m"] <= 0.08
+    assert found["voxels"]["neighbours_of_27"] > 3, "the specification has 5.0 of such a scan at 5 cm"
+    assert "best_miou" not in found["voxels"]
 
 
 def test_the_verb_takes_options_for_files_alone(scans_ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:

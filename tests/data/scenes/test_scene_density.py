@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.areas.scenes.sets.scene_density import measure_density
 from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.config import read_config
-from sightline.config.own_config import render_over
+from sightline.config.own_config import read_shipped, render_over
+from sightline.parts.voxels.grids import GridSummary
+from tests.cases import run_each
 
 
 def quiet(done: int, total: int, message: str) -> None:
@@ -51,6 +54,20 @@ def test_small_scenes_have_a_finer_grid_and_few_points_none() -> None:
     assert measure_density([np.zeros((5000, 3))]).per_m2 > 0
 
 
+@run_each("per_m2, expected", [(60, 60**-0.5), (400, 0.05), (900, 0.04), (5_000, 0.04)])
+def test_voxels_are_as_large_as_the_spacing_of_the_points(per_m2: float, expected: float) -> None:
+    """To two digits, at least 4 cm, of small scenes in proportion; most neighbours on a surface are then voxels."""
+    room = box_room(per_m2, size=(5.5, 4, 0.5), noise_m=0.0)
+    found = measure_density([room]).voxel_m
+    assert found == pytest.approx(expected, rel=0.1)
+    assert len(f"{found:g}".strip("0.")) <= 2
+    assert measure_density([0.05 * room]).voxel_m == pytest.approx(0.05 * max(per_m2**-0.5, 5.5 / 125), rel=0.1)
+    grid = GridSummary(found)
+    grid.add(torch.from_numpy(room))
+    assert grid.neighbours > 6
+    assert not grid.list_doubts()
+
+
 @pytest.mark.parametrize("per_m2", [60, 500])
 def test_dense_rooms_are_said_to_be_and_thinned_by_the_config(per_m2: float, tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "test/c"):
@@ -61,7 +78,7 @@ def test_dense_rooms_are_said_to_be_and_thinned_by_the_config(per_m2: float, tmp
     options = {"up_axis": "z", "unit": "m"}
     assert ("which is dense" in SceneFolder.survey(tmp_path / "in", **options)["density"]) == (per_m2 == 500)
     SceneFolder.prepare(source=tmp_path / "in", target=tmp_path / "set", name="scene_folder", progress=quiet, **options)
-    words = SceneFolder.propose(SceneFolder.open_folder(tmp_path / "set"))
+    words = SceneFolder.propose(SceneFolder.open_folder(tmp_path / "set"), read_shipped("segment/own_rooms"))
     if per_m2 == 60:
         assert words == []
         return

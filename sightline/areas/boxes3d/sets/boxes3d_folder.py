@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from sightline.store.boxes3d.label_formats import WRITTEN
 from sightline.store.boxes3d.survey import list_overrides
 from sightline.store.files.cloud_files import Withheld, check_columns
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.name_lists import describe_split
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -58,7 +60,7 @@ class Boxes3dFolder(LabelledBoxes3d):
 
     written_forms: ClassVar[tuple[str, ...]] = tuple(WRITTEN)
     """Forms as which `data convert` writes boxes."""
-    preset = "boxes3d/own_boxes3d"
+    config_bases = (ConfigBase("boxes3d/own_boxes3d"),)
     spec = SetSpec(
         name="boxes3d_folder",
         what="clouds and labels of 3D boxes",
@@ -84,7 +86,7 @@ class Boxes3dFolder(LabelledBoxes3d):
         super().__init__(prepared=prepared, split=split, parts=parts, classes=classes, remission=remission)
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
         """Return extent, pillars and anchors that suit the boxes of all parts, and remission where files have it."""
         columns = [
             np.concatenate([prepared.array(split, name) for split in prepared.splits])

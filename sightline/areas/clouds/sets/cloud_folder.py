@@ -32,6 +32,7 @@ from sightline.store.files.cloud_files import (
 from sightline.store.files.cloud_values import note_mixed_scales, note_mixed_units
 from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import (
@@ -57,7 +58,7 @@ class CloudFolder(LabelledClouds):
     `fraction_seed`. Source: the user's files.
     """
 
-    preset = "classify/own_clouds"
+    config_bases = (ConfigBase("classify/own_clouds"),)
     spec = SetSpec(
         name="cloud_folder",
         what=f"clouds: {LAYOUTS}",
@@ -139,7 +140,7 @@ class CloudFolder(LabelledClouds):
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
         """Return the further columns that are stored, as channels, and the points of clouds that have few."""
         preparation = prepared.manifest["preparation"]
         channels, count = preparation["channels"], preparation["num_points"]

@@ -33,6 +33,7 @@ from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.store.files.input_files import list_files, natural_sort_key, parsed_yaml, read_file
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.prepared_data import SetSpec, Summary
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
@@ -75,7 +76,7 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
-    preset = "pose/own_depth"
+    config_bases = (ConfigBase("pose/own_depth"),)
     spec = SetSpec(  # type: ignore[assignment]  # camera and joints are the user's
         is_own=True,
         name="depth_folder",

@@ -37,6 +37,7 @@ from sightline.store.files.scan_samples import RawScan
 from sightline.store.files.sensors import RingOrder, Rings, Sensor, find_rings, next_number_of_beams
 from sightline.store.label_maps import make_label_map
 from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.name_lists import describe_split, read_name_lists
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
@@ -59,7 +60,10 @@ class ScanFolder(NamedScans):
     Source: the user's files.
     """
 
-    preset = "segment/own_scans"
+    config_bases = (
+        ConfigBase("segment/own_scans", "SalsaNext on range images"),
+        ConfigBase("segment/own_scans_voxels", "MinkUNet on sparse voxels, which hide hardly a point"),
+    )
     spec = ScanSpec(
         name="scan_folder",
         what="scans",
@@ -149,10 +153,11 @@ class ScanFolder(NamedScans):
         )
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
-        """Return the sensor and the range image that a survey of the files finds."""
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
+        """Return the sensor and the range image, or the side of sparse voxels, that a survey of the files finds."""
         options = prepared.manifest["options"]
-        return shlex.split(cls.survey(Path(prepared.manifest["source"]["path"]), **options)["for_config"])
+        found = cls.survey(Path(prepared.manifest["source"]["path"]), **options)
+        return shlex.split(found["voxels"]["for_config"] if "grid_m" in base["model"] else found["for_config"])
 
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         num_beams = prepared.manifest["options"]["num_beams"]

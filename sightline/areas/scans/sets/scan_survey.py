@@ -1,4 +1,4 @@
-"""Survey of unprepared scans: ids, an estimate of the sensor, and the range images that would fit."""
+"""Survey of unprepared scans: ids, an estimate of the sensor, and the range images and the voxels that would fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.areas.scans.sets.azimuth_step import AzimuthStep, choose_width, measure_step, ring_differences
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max
 from sightline.ops.views.projection import RangeView, Rows, rows_by_file_order
+from sightline.parts.voxels.grids import GridSummary
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan, mean_and_std
 from sightline.store.files.sensors import MAX_RINGS, MIN_RING_CORRELATION, next_number_of_beams
 from sightline.store.label_maps import LabelMap, identity_map, make_label_map
 
 _MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""
-_MAX_PROJECTED = 16
-"""Maximum number of scans that are also projected: with kNN voting a full scan takes a second."""
+_MAX_PROJECTED, _MAX_IN_VOXELS = 16, 4
+"""Maximum number of scans that are also projected, with kNN voting in a second each, and grouped to voxels."""
+_FINEST_M, _COARSEST_M = 0.05, 0.2
+"""Range of the side of sparse voxels: the published networks for scans have 5 cm."""
 _WIDTHS = (2048, 1024, 512)
 """Widths of range images, in columns of a full turn, that are tried where the azimuths have no step."""
 _MIN_SHOWN = 0.95
@@ -159,7 +162,7 @@ def survey_scans(
     about_rings: str = "",
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Survey scans for `data info NAME --from PATH`: ids, statistics, and the sensor and range images that would fit.
+    """Survey scans for `data info NAME --from PATH`: ids, statistics, sensor, range images and voxels that fit.
 
     `readers` maps files to functions that read them; `names`, if stated, are those of the ids 0, 1, 2 and so on. With
     `num_beams` rings are read, and are the rows of the proposed image; `about_rings` describes how they were
@@ -194,6 +197,7 @@ def survey_scans(
         f"{{fov_deg: {list(fov_deg)}, azimuth_deg: {list(azimuth_deg)}, num_beams: {num_beams}, "
         f"remission_max: {guess_remission_max(statistics.high)}}}"
     )
+    voxels = _measure_voxels(scans, labels, _choose_voxel(scans, fov_deg, num_beams))
     size: dict[str, Any] = {"height": height, "width": fit, **({"rows": "ring"} if has_rings else {})}
     rings = statistics.num_rings()
     return {
@@ -215,6 +219,10 @@ def survey_scans(
         "for_config": shlex.join([f"data.sensor={block}", *_list_words(size, is_full_turn=turn == 1)]),
         "proposed_projection": f"{{{_format_block({'name': 'project', **size})}}} shows "
         f"{figures[fit]['points_shown']:.0%} of points",
+        "voxels": {
+            **voxels,
+            "for_config": shlex.join([f"data.sensor={block}", f"model.grid_m={voxels['grid_m']}"]),
+        },
     }
 
 
@@ -263,3 +271,25 @@ def _measure_projection(scans: Sequence[RawScan], labels: LabelMap, view: RangeV
         points, ring = torch.tensor(scan.points), None if scan.ring is None else torch.tensor(scan.ring)
         summary.add(points, label=label, offsets=torch.tensor([0, len(points)]), ring=ring)
     return summary.figures()
+
+
+def _choose_voxel(scans: Sequence[RawScan], fov_deg: tuple[float, float], num_beams: int) -> float:
+    """Choose the side of sparse voxels in m: the distance of two beams at the median range of the points.
+
+    Half of the points then have a neighbour of the next beam in a voxel beside theirs. It is between 5 and 20 cm, and
+    has two digits.
+    """
+    ranges = np.concatenate([np.linalg.norm(scan.points, axis=1) for scan in scans])
+    step = math.radians(fov_deg[0] - fov_deg[1]) / max(1, num_beams - 1)
+    spacing = step * float(np.median(ranges)) if len(ranges) else _FINEST_M
+    return float(f"{min(max(spacing, _FINEST_M), _COARSEST_M):.2g}")
+
+
+def _measure_voxels(scans: Sequence[RawScan], labels: LabelMap, grid_m: float) -> dict[str, Any]:
+    """Compute what voxels of this side make of some of the scans."""
+    grid = GridSummary(grid_m, labels.num_classes, labels.ignore_index)
+    for index in choose_evenly(len(scans), _MAX_IN_VOXELS):
+        scan = scans[index]
+        label = torch.from_numpy(labels.classes(scan.ids, where="the survey"))
+        grid.add(torch.tensor(scan.points), label=label.long())
+    return grid.figures()

@@ -44,7 +44,7 @@ class LabelledScenes(WholeRows):
         "points_per_class": SplitFigure("class_counts", "class_names"),
         "columns": lambda manifest: ", ".join(manifest["columns"]),
     }
-    printed = ("layout", "up_axis", "orientation", "unit", "density", "split", "ranges", "differences")
+    printed = ("layout", "up_axis", "orientation", "unit", "density", "voxels", "split", "ranges", "differences")
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Density of the points of scenes, and the grid and the crop that thin dense ones for `segment/own_rooms`."""
+"""Density of the points of scenes, and what suits it: a grid and a crop of dense ones, the side of sparse voxels."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ _DENSE = 2.0
 """Points in a cell, by the mean over cells that have some, from which a scene is dense."""
 CROP, DENSE_CROP = 4096, 8192
 """Points of a training sample of `segment/own_rooms`: of 60 points on a square metre, and of the grid's 100."""
+_FINEST_M, _FINEST_PER_EXTENT = 0.04, 125
+"""Least side of a sparse voxel, and that of scenes below 5 m: a share of their longest side."""
 
 
 class SceneDensity(NamedTuple):
     """Density of scenes: `per_m2` points on a square metre of surface, and the grid that leaves `num_kept` of `num`.
 
-    `grid_m` is None for scenes that are not dense.
+    `grid_m` is None for scenes that are not dense. `voxel_m` is the side of sparse voxels: the spacing of the points,
+    at which a surface has a point in each of its cells on average, and most voxels have most of their eight neighbours
+    on it. It is at least 4 cm, since the number of voxels grows with the square of their fineness, or a 125th of the
+    longest side of scenes below 5 m.
     """
 
     per_m2: float
     grid_m: float | None
     num: int
     num_kept: int
+    voxel_m: float
 
     def describe(self) -> str:
         """Return the density in words."""
@@ -32,7 +38,8 @@ class SceneDensity(NamedTuple):
         if self.grid_m is None:
             return text
         kept = f"a grid of {self.grid_m:g} m keeps {self.num_kept:,} of {self.num:,}"
-        return f"{text}, which is dense: {kept}, and --config writes it, with a crop of {DENSE_CROP:,} points"
+        written = f"--config writes it over segment/own_rooms, with a crop of {DENSE_CROP:,} points"
+        return f"{text}, which is dense: {kept}, and {written}"
 
     def config_words(self) -> list[str]:
         """Return the `key=value` words that thin scenes in `segment/own_rooms`; none for scenes that are not dense."""
@@ -73,7 +80,10 @@ def measure_density(scenes: Sequence[np.ndarray]) -> SceneDensity:
     cell, num, num_kept = sorted(cells, key=lambda each: each[1] / each[2])[len(cells) // 2]
     is_dense = num >= _DENSE * num_kept and num > CROP
     grid_m = float(f"{cell:.2g}") if is_dense else None
-    return SceneDensity(float(np.median(density)), grid_m, num, num_kept)
+    per_m2, extent = float(np.median(density)), float(np.median([np.ptp(points, axis=0).max() for points in scenes]))
+    finest = min(_FINEST_M, extent / _FINEST_PER_EXTENT) or _FINEST_M
+    voxel_m = float(f"{max(finest, per_m2**-0.5):.2g}")
+    return SceneDensity(per_m2, grid_m, num, num_kept, voxel_m)
 
 
 _POINTS_FOR_AREA = 5

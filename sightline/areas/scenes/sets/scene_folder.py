@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from sightline.areas.scenes.sets import labelled_scenes
 from sightline.areas.scenes.sets.labelled_scenes import (
@@ -24,6 +25,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec
+from sightline.parts.voxels.grids import GridSummary
 from sightline.store.cloud_preparation import Zeros, drop_zeros, find_kept
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
@@ -40,6 +42,7 @@ from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.files.scan_files import MAX_ID, read_label_ids
 from sightline.store.files.text_tables import read_table
+from sightline.store.prepared.config_bases import ConfigBase
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
@@ -161,7 +164,10 @@ class SceneFolder(LabelledScenes):
     Source: the user's files.
     """
 
-    preset = "segment/own_rooms"
+    config_bases = (
+        ConfigBase("segment/own_rooms", "a Point Transformer"),
+        ConfigBase("segment/own_rooms_voxels", "SpUNet on sparse voxels, for dense or large scenes"),
+    )
     spec = SetSpec(
         is_own=True,
         name="scene_folder",
@@ -240,7 +246,7 @@ class SceneFolder(LabelledScenes):
             "class_names": list(classes.names),
             "class_labels": list(classes.labels),
             "source_columns": None if names is None else list(names),
-            **_describe_density(scenes, names, _find_length(unit)),
+            **_describe_density(scenes, reader),
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
@@ -259,9 +265,14 @@ class SceneFolder(LabelledScenes):
         )
 
     @classmethod
-    def propose(cls, prepared: PreparedSet) -> list[str]:
-        """Return the grid and the crop of dense scenes."""
-        return read_density(prepared.manifest["density_figures"]).config_words()
+    def propose(cls, prepared: PreparedSet, base: Mapping[str, Any]) -> list[str]:
+        """Return the grid and the crop of dense scenes; of a network on sparse voxels, their side and its crop."""
+        if "grid_m" not in base["model"]:
+            return read_density(prepared.manifest["density_figures"]).config_words()
+        voxels = prepared.manifest["voxels"]
+        crops = [index for index, each in enumerate(base["transforms"]["train"]) if each["name"] == "crop_points"]
+        num_points = int(float(f"{CROP_VOXELS * voxels['points_per_voxel']:.2g}"))
+        return [f"model.grid_m={voxels['grid_m']}", *(f"transforms.train.{i}.max_points={num_points}" for i in crops)]
 
     def _list_doubts(self) -> Sequence[str]:
         """Return a doubt on colours that are the same at every point of all scenes."""
@@ -277,21 +288,28 @@ class SceneFolder(LabelledScenes):
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene, withheld=withheld)
 
 
-def _describe_density(scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, scale: float) -> dict[str, Any]:
-    """Measure the density of a few scenes, in words and in numbers; files that cannot be read are told of later."""
-    clouds = []
+def _describe_density(scenes: Sequence[ListedScene], reader: _SceneReader) -> dict[str, Any]:
+    """Measure the density of a few scenes, in words and numbers, and what voxels that suit it make of them.
+
+    Files that cannot be read are told of later.
+    """
+    rows = []
     for index in np.unique(np.linspace(0, len(scenes) - 1, min(_MAX_MEASURED, len(scenes))).astype(np.int64)):
         with contextlib.suppress(DataError):
-            points = read_cloud(scenes[index].path, columns=columns, used=(), withheld="keep").points
-            clouds.append(points.astype(np.float64) * scale)
-    if not clouds:
+            rows.append(reader(scenes[index]).values)
+    if not rows:
         return {}
-    density = measure_density(clouds)
-    return {"density": density.describe(), "density_figures": density._asdict()}
+    density = measure_density([row["points"].astype(np.float64) for row in rows])
+    grid = GridSummary(density.voxel_m, len(reader.classes.names), IGNORE_INDEX)
+    for row in rows:
+        grid.add(torch.from_numpy(row["points"]), label=torch.from_numpy(row["label"]).long())
+    return {"density": density.describe(), "density_figures": density._asdict(), "voxels": grid.figures()}
 
 
 _MAX_MEASURED = 3
 """Number of scenes, evenly spaced over all, whose density is measured."""
+CROP_VOXELS = 20_000
+"""Voxels of a training sample of `segment/own_rooms_voxels`, about."""
 
 
 class _Classes(NamedTuple):
