@@ -215,7 +215,7 @@ class WholeRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print faults, rooms above their line, and what the lines are scaled by."""
+        """Print rooms above their line, what the lines are scaled by, and the seconds of all rooms."""
         if self.is_worker or self.kind is None:
             return
         if self.kind == "daily":
@@ -225,6 +225,16 @@ class WholeRun:
             measured = f"calibration {mean_s:.4f} s, load of others {self.find_load():.1f}, all {total:.0f} s"
             terminalreporter.write_line(measured)
             terminalreporter.write_line("\n".join(self.dear))
-        if self.faults:
-            terminalreporter.write_sep("=", "faults of the whole run", red=True)
-            terminalreporter.write_line("\n".join(self.faults))
+            terminalreporter.write_sep("=", "seconds of each room: scaled (as taken)")
+            terminalreporter.write_line(", ".join(self._list_seconds()))
+
+    def _list_seconds(self) -> list[str]:
+        return [
+            f"{room} {seconds:.0f} ({self.plain_seconds[room]:.0f})" for room, seconds in self.seconds.most_common()
+        ]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Write faults as the last lines, as the end of the output may be all that is kept of it."""
+        if self.faults and not self.is_worker:
+            sys.stdout.write("\n".join(["faults of the whole run:", *self.faults, ""]))

@@ -312,8 +312,8 @@ MUTANTS = {
     "B4.8": Edit("layers/row_norm.py", "ordered_sum(wide, num_rows) / max(1, num_rows)", "wide.mean(dim=0)"),
     "B4.9": Edit(
         "published/translation.py",
-        "value.reshape(1, in_channels, out_channels)",
-        "value.reshape(out_channels, in_channels).T[None]",
+        "weight.reshape(1, in_channels, out_channels)",
+        "weight.reshape(out_channels, in_channels).T[None]",
     ),
     "B4.10": Edit("parts/models/voxel_unet.py", "eps=1e-3", "eps=1e-5"),
 }
