@@ -67,6 +67,7 @@ UNTRAINED = ("contrast",)
 """Topics that show samples alone."""
 RUNS = ROOT / "build" / "pictures"
 PREDICTED = {
+    "detect": (8, "people: boxes"),
     "lidar": (0, "LiDAR scan: classes of points"),
     "segment": (0, "room: classes of points"),
     "pose": (0, "hand: joints"),

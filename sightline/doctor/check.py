@@ -255,7 +255,7 @@ def examine_subject(
     budget_s: float = BUDGET_S,
     is_patient: bool = True,
     is_counted: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, code: None,
     **more: Any,
 ) -> Examination:
     """Judge a subject by all rules, within a budget of processor time.

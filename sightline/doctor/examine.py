@@ -81,12 +81,12 @@ def examine(
     *,
     declared: Collection[str] = (),
     rules: Sequence[Rule] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, code: None,
 ) -> Examination:
     """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed.
 
     What the budget does not afford waits: the first passes are slow, and later ones cost less. `progress` receives the
-    numbers of rules that judged and of all, before each.
+    numbers of rules that judged and of all, before each, and its code.
     """
     examination = Examination()
     open_rules = [rule for rule in (list_rules() if rules is None else rules) if evidence.offers(rule.reads)]
@@ -97,10 +97,10 @@ def examine(
             if num_known != evidence.num_known:
                 num_known = evidence.num_known
                 needs = [evidence.find_open(rule.reads) for rule in open_rules]
-            progress(len(examination.judgements), len(examination.judgements) + len(open_rules))
             place = _find_cheapest(needs, evidence)
             needs.pop(place)
             rule = open_rules.pop(place)
+            progress(len(examination.judgements), len(examination.judgements) + 1 + len(open_rules), rule.code)
             if rule.code in declared:
                 examination.judgements.append(Judgement(rule, "declared"))
             else:

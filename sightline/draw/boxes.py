@@ -24,6 +24,8 @@ _LINE_WIDTHS_PER_SIDE = 240
 """Longer side of a picture in line widths, so that lines are visible when it is shown small."""
 _CAPTIONS_PER_SIDE = 32
 """Longer side of a picture in heights of captions: letters of 11 pixels on a card of a sheet, some 360 wide."""
+_CAPTIONED_SHARE = 1 / 12
+"""Largest share of a picture that captions cover together, so that the image is seen below those of many boxes."""
 _MAX_REACH = 10
 """Largest distance of drawn corners from the origin, in longer sides of the picture: Pillow draws every pixel."""
 _DARK = (20, 20, 20)
@@ -78,8 +80,8 @@ def draw_boxes(
 
     `hatched` boxes are filled with slanted lines: regions that do not count; `crossed` ones are dashed, with diagonals.
     Every line has a dark rim, so that it is visible on any ground. Captions are drawn over all boxes and marks, within
-    the image. A legend of colours is drawn below. Boxes with a corner of NaN, which a diverged network predicts, are
-    not drawn.
+    the image, from the last box to the first: as many as find room beside each other and cover a twelfth of the image.
+    A legend of colours is drawn below. Boxes with a corner of NaN, which a diverged network predicts, are not drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -119,10 +121,11 @@ def _draw_captions(
 ) -> None:
     """Draw the captions of boxes within the image: above the box or, if there is no room, in it or below.
 
-    The last boxes, which are on top, choose first. Small boxes are not covered by their own caption.
+    The last boxes, which are on top, choose first; captions without room are left out, as are those beyond
+    `_CAPTIONED_SHARE` of the image, except for the first. Small boxes are not covered by their own caption.
     """
     taken: list[BoxPosition] = []
-    drawn = []
+    covered_px, most_px = 0, _CAPTIONED_SHARE * size[0] * size[1]
     for box, (left_px, top_px, _, bottom_px) in reversed(captioned):
         text, font = fit_text(draw, box.caption, size[0] - 4, size_px=size_px)
         width, height = (math.ceil(end) + 2 for end in draw.textbbox((2, 2), text, font)[2:])
@@ -131,12 +134,13 @@ def _draw_captions(
         tops = [top for top in (top_px - height, *inside, bottom_px + 1) if 0 <= top <= highest]
         tops = tops or [max(0, min(top_px, highest))]
         beside = [(y0, y1) for x0, y0, x1, y1 in taken if left < x1 and x0 < left + width]
-        top = next((top for top in tops if all(top >= y1 or y0 >= top + height for y0, y1 in beside)), tops[0])
+        top = next((top for top in tops if all(top >= y1 or y0 >= top + height for y0, y1 in beside)), None)
+        if top is None or (taken and covered_px + width * height > most_px):
+            continue
+        covered_px += width * height
         taken.append((left, top, left + width, top + height))
-        drawn.append((text, font, box.color))
-    for (left, top, right, bottom), (text, font, color) in zip(reversed(taken), reversed(drawn), strict=True):
-        draw.rectangle((left, top, right - 1, bottom - 1), fill=_DARK)
-        draw.text((left + 2, top + 2), text, fill=color, font=font)
+        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=_DARK)
+        draw.text((left + 2, top + 2), text, fill=box.color, font=font)
 
 
 def _list_edges(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from sightline.config.yaml_tree import read_yaml
 from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.runs.checkpoint import list_checkpoints
+from sightline.runs.folder_lock import find_holder
 from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
 
@@ -61,29 +64,64 @@ class ReportedRun:
             facts |= {"steps": last["step"], "epochs": last["epoch"] + 1, "seconds": round(last["time_s"])}
         return facts
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures of `final.json`, before it is written those of the last evaluation in `metrics.jsonl`."""
+        if self.final is not None:
+            return dict(self.final["metrics"])
+        return {name: value for name, value in self._last_evaluation.items() if _is_metric(name)}
+
+    @property
+    def _last_evaluation(self) -> Line:
+        return next((line for line in reversed(self.lines) if line["split"] != "train"), {})
+
     def figures(self) -> dict[str, Any]:
-        """Return the figures of `final.json`, and what was evaluated."""
+        """Return the metrics, and what was evaluated."""
         if self.final is None:
-            return {"evaluated": "no final.json: the training is not finished"}
+            what = "no final.json: the training is not finished"
+            if last := self._last_evaluation:
+                what += f"; figures of step {last['step']} on {last['split']}"
+            return {"evaluated": what, **self.metrics}
         data = self.final["data"]
         what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
         if early := self.final.get("ended_early"):
             what += f", stopped early at step {early['step']} of {early['of']}"
-        return {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
+        return {"evaluated": f"{what}, {self.final['selection']}", **self.metrics}
 
     def headline(self) -> tuple[str, str, str] | None:
         """Return the figure that chose the checkpoint, with its unit; its name; and its 95 % interval, or nothing.
 
-        None if the run has no such figure.
+        Of a training that is not finished it is that of the last evaluation, with its step and split. None if the run
+        has no such figure.
         """
         name = self.config.get("evaluate.metric", "").strip('"')
-        if self.final is None or name not in self.final["metrics"]:
+        if name not in self.metrics:
             return None
-        interval = self.final.get("interval", {})
-        ends = (
-            [format_with_unit(name, interval[end]) for end in ("low", "high")] if interval.get("figure") == name else []
-        )
-        return format_with_unit(name, self.final["metrics"][name]), name, " to ".join(ends)
+        about = f"step {self._last_evaluation['step']}, {self._last_evaluation['split']}" if self.final is None else ""
+        interval = (self.final or {}).get("interval", {})
+        if interval.get("figure") == name:
+            ends = [format_with_unit(name, interval[end]) for end in ("low", "high")]
+            about = f"95 % interval {' to '.join(ends)}"
+        return format_with_unit(name, self.metrics[name]), name, about
+
+
+def _is_metric(name: str) -> bool:
+    """Return True for the name of a metric in a line of `metrics.jsonl`."""
+    return name not in ("step", "epoch", "split", "num_samples") and not name.startswith(("loss/", "time_s"))
+
+
+def describe_unfinished(path: Path) -> str | None:
+    """Describe how far a run's training has come; None if it is finished, and for weights that were not trained here."""
+    is_converted = (path / "lineage.json").exists() and not (path / "metrics.jsonl").exists()
+    checkpoints = list_checkpoints(path)
+    if (path / "final.json").exists() or is_converted or not checkpoints:
+        return None
+    saved = load_document(checkpoints[-1] / "state.json")
+    steps = f"step {saved['step']:,} of {saved['state']['num_steps']:,}"
+    if holder := find_holder(path):
+        return f"{path}: this run is not finished: it is trained on {holder}, and was saved last at {steps}"
+    command = f"sightline train {shlex.quote(str(path))} --resume auto"
+    return f"{path}: this run is not finished: it stopped at {steps}; {command} goes on"
 
 
 def read_reported_run(path: Path, name: str) -> ReportedRun:

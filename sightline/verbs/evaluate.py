@@ -25,6 +25,7 @@ from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import RunFiles, assert_no_run
+from sightline.runs.run_records import describe_unfinished
 from sightline.training.evaluation_settings import assert_about_evaluation, override_evaluation
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
@@ -71,6 +72,8 @@ def evaluate(options: EvaluateOptions) -> int:
     with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
         for line in (line for _, _, notes in configs for line in notes):
             world.rank_zero_only(print_note)(f"warning: {line}")
+        for line in filter(None, (describe_unfinished(files.path) for files, _, _ in configs)):
+            world.rank_zero_only(print_note)(line)
         if len(options.runs) > 1:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []

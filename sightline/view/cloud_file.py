@@ -14,6 +14,7 @@ from sightline.store.files.array_files import read_npy
 from sightline.store.files.cloud_files import is_no_return
 from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import file_size
+from sightline.store.files.ply import read_class_names
 from sightline.store.files.scan_files import read_label_ids
 from sightline.store.files.scan_reading import read_scan
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
@@ -28,7 +29,7 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     Colours are the channels red, green, blue, from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel has a colour map. A scan
     (.bin, .pcd) is also coloured by its label file, next to it or in SemanticKITTI's folders, and by labels that
-    `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels; so are points
+    `predict` wrote. A PLY file that `predict` wrote is coloured by its labels, with their names. Points that are NaN at x, y and z have no return and are left out, with their labels; so are points
     that the file flags as withheld. A room, by `guess_surroundings`, is drawn as one.
     Raises DataError naming the file.
     """
@@ -41,9 +42,11 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     num_left_out = int(is_missing.sum())
     facts = [f"the vertices of a mesh of {len(cloud.faces):,} triangles"] if cloud.faces is not None else []
     facts += [f"{num_left_out:,} points without a return (NaN) left out"] if num_left_out else []
-    channels = dict(cloud.channels)
+    channels, class_names = dict(cloud.channels), read_class_names(path) if path.suffix.lower() == ".ply" else ()
+    if class_names:
+        channels = {name: values for name, values in channels.items() if name not in COLOURS}  # those of the labels
     label_colorings = _label_colorings(path, is_shown) if path.suffix.lower() in _SCANS else ()
-    colorings = [*label_colorings, *_channel_colorings(channels), height_coloring(cloud.points, up_axis)]
+    colorings = [*label_colorings, *_channel_colorings(channels, class_names), height_coloring(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(RgbColoring("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
     description, surroundings = ", ".join((*facts, *scan.notes)), guess_surroundings(cloud.points, up_axis)
@@ -74,13 +77,13 @@ def _label_colorings(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
             break
 
 
-def _channel_colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:
-    """Iterate over colourings by channels, each used once: colours, then labels, then all others."""
+def _channel_colorings(channels: dict[str, np.ndarray], class_names: Sequence[str]) -> Iterator[Coloring]:
+    """Iterate over colourings by channels, each used once: colours, then labels of these names, then all others."""
     if set(COLOURS) <= channels.keys():
         yield RgbColoring("colours", _to_uint8(np.stack([channels.pop(name) for name in COLOURS], axis=1)))
     for name in [name for name in channels if name.removeprefix("scalar_") in _LABELS]:
         if _is_integral(channels[name]):
-            yield ClassColoring.from_labels(name, channels.pop(name), ())
+            yield ClassColoring.from_labels(name, channels.pop(name), class_names)
     for name, values in channels.items():
         yield RgbColoring.from_values(name, values)
 

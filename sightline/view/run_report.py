@@ -81,7 +81,8 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
         blocks += [PageText("heading", [title])] if any(parts for _, parts in made) else []
         for run, parts in made:
             blocks += [PageText("strong", [run.name]), *parts] if parts and len(runs) > 1 else parts
-    notes = [f"{run.path}: there is no final.json; the page has no figures of it" for run in runs if run.final is None]
+    missing = "there is no final.json; the page has no figures of it but those of the last evaluation"
+    notes = [f"{run.path}: {missing}" for run in runs if run.final is None]
     return blocks, notes
 
 
@@ -90,9 +91,9 @@ def make_headlines(runs: Sequence[ReportedRun]) -> list[PageFigures]:
     figures = []
     for run in runs:
         if headline := read_part(run, ReportedRun.headline, "final.json"):
-            value, name, ends = headline
+            value, name, about = headline
             name += f", {run.name}" if len(runs) > 1 else ""
-            figures.append((value, name, f"95 % interval {ends}" if ends else ""))
+            figures.append((value, name, about))
     return [PageFigures(figures)] if figures else []
 
 

@@ -25,6 +25,8 @@ _MAX_POINTS = 400
 """Maximum number of points of a split's curve."""
 _MAX_PANELS, _CHART_WIDTH, _MAX_PANEL_WIDTH = 4, 1200, 400
 _MAX_FIGURES = 9
+_NUM_ABOUT = 2
+"""Number of tables side by side in which a run without figures is described."""
 _MAX_TABLES, _MAX_CLASS_ROWS, _CLASS_COLUMNS = 3, 8, 3
 """Maximum number of tables of classes, of their rows, and of their figures beside the count."""
 _MAX_IMAGES = 4
@@ -43,10 +45,12 @@ def draw_run(run: ReportedRun, subjects: Sequence[ViewedSample] = ()) -> np.ndar
 def make_sheet(run: ReportedRun, subjects: Sequence[ViewedSample] = ()) -> list[list[PageBlock]]:
     """Make the rows of a run's sheet: head, curves, figures, images, and notes on what is missing or left out."""
     facts = compare_runs([run]).facts[0]
-    metrics = read_part(run, lambda run: list((run.final or {}).get("metrics", {})), "final.json")
+    metrics = read_part(run, lambda run: list(run.metrics), "final.json")
     about = [[name, format_fact(value)] for name, value in facts.items() if name not in metrics]
     figures = [[name, format_fact(facts[name])] for name in metrics]
-    head = [*make_headlines([run]), PageTable(["", ""], about, is_numeric=False)]
+    headlines = make_headlines([run])
+    parts = [slice(None)] if headlines or figures else _divide(len(about), _NUM_ABOUT)
+    head = [*headlines, *(PageTable(["", ""], about[part], is_numeric=False) for part in parts)]
     rows: list[list[PageBlock]] = [[*head, *([PageTable(["", ""], figures[:_MAX_FIGURES])] if figures else [])]]
     notes = read_part(run, lambda run: note_figures(run.final or {}), "final.json")
     panels = read_part(run, _choose_panels, "metrics.jsonl")

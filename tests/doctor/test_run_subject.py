@@ -10,6 +10,8 @@ import pytest
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence.places import orders
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context
@@ -68,3 +70,32 @@ def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
     assert findings == []
     assert examination.count("held") > 25
     assert examination.list_reasons("failed") == []
+
+
+def test_a_check_says_how_far_its_work_has_come(tmp_path: Path) -> None:
+    """A first step reads, calls the layers in turn, and goes back; relations count what they compute."""
+    examination, told = RunExamination(), list[str]()
+
+    class Telling(PointNetPlain):
+        def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+            told.append(examination.describe_work())
+            return super().forward(points=points, features=features)
+
+    built = with_model(make(tmp_path), Telling(num_classes=12, in_channels=3, embedding=32, dropout=0.0))
+    context = Context(built, World(), examination=examination)
+    assert context.dry_run.is_sound
+    assert told == ["the first step of 4 samples: forward, model"]
+    assert examination.describe_work() == ""
+    examine_relations(context)
+    counts = [int(words.removesuffix(" losses computed")) for words in told[1:] if words]
+    assert counts == sorted(counts)
+    assert len({*counts}) > 10
+
+
+def test_places_of_images_cost_points_no_pass(tmp_path: Path) -> None:
+    subject = make_run_subject(make(tmp_path), num_samples=8)
+    loss = subject.form.loss
+    num_calls = loss.num_calls
+    with pytest.raises(NotApplicableError, match="no maps of images"):
+        orders(subject)
+    assert loss.num_calls == num_calls

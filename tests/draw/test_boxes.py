@@ -167,3 +167,20 @@ def test_a_class_is_called_by_its_name_or_number() -> None:
     assert name_class(1, ("car", "truck")) == "truck"
     assert name_class(2, ("car", "truck"), 0.875) == "2 0.88"
     assert name_class(-1, ("car", "truck")) == ""
+
+
+def test_captions_of_many_boxes_leave_the_image_to_be_seen() -> None:
+    """Of a hundred boxes on a line and of as many on one place, the last ones are named, none upon another."""
+    spread = [DrawnBox((4 + 4 * place, 100 + 2 * place, 12 + 4 * place, 130 + 2 * place), RED) for place in range(100)]
+    for boxes in (spread, spread[:1] * 100):
+        bare = draw_boxes(black(), boxes)
+        named = draw_boxes(black(), [replace(box, caption=f"person 0.{place:02}") for place, box in enumerate(boxes)])
+        assert 0.005 < (named != bare).any(axis=2).mean() <= 1 / 12
+        last = draw_boxes(black(), [*boxes[:-1], replace(boxes[-1], caption="person 0.99")])
+        rows, columns = np.nonzero((last != bare).any(axis=2))
+        place = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        assert np.array_equal(named[place], last[place])
+
+
+def test_a_caption_is_drawn_on_the_smallest_image() -> None:
+    assert (draw_boxes(black(8, 12), [DrawnBox((1, 1, 5, 5), RED, "pedestrian 0.87")]) != black(240, 360)).any()

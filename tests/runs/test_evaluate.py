@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def test_the_pictures_of_a_training_tell_what_they_leave_out_of_rooms(scenes: Pa
     captions = json.loads((scenes / "predictions" / "captions.json").read_text())
     assert captions
     assert all(text.endswith("; walls and ceiling between viewer and room are not drawn") for text in captions.values())
+
+
+def test_a_run_that_is_not_finished_says_so(classes: Path, tmp_path: Path) -> None:
+    """With the step of its last checkpoint, and how to go on; a finished one says nothing of it."""
+    run = tmp_path / "run"
+    shutil.copytree(classes, run, symlinks=True)
+    assert "not finished" not in succeed("evaluate", run, "--device", "cpu").err
+    (run / "final.json").unlink()
+    checkpoint = max((run / "checkpoints").glob("step_*"))
+    saved = json.loads((checkpoint / "state.json").read_text())
+    steps = f"stopped at step {saved['step']} of {saved['state']['num_steps']}"
+    line = f"{run}: this run is not finished: it {steps}; sightline train {run} --resume auto goes on\n"
+    assert line in succeed("evaluate", run, "--device", "cpu").err
 
 
 def test_without_overrides_it_is_final_json_byte_for_byte(classes: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -112,18 +113,24 @@ def test_every_part_of_a_start_is_told_until_the_first_step(monkeypatch: pytest.
 
 
 def test_the_check_counts_its_rules() -> None:
-    """The number under way and of how many, anew for each subject."""
+    """The number under way, of how many, its code and how far its work is, anew for each subject."""
     examination = RunExamination()
     assert examination.doing == "reads the data and builds the model"
-    numbers: list[tuple[int, int]] = []
-    examine(Evidence({"subject": None}, 1.0), progress=lambda *counts: numbers.append(counts))
-    assert [done for done, _ in numbers] == [*range(len(numbers))]
-    assert {total for _, total in numbers} == {len(numbers)}
+    numbers: list[tuple[int, int, str]] = []
+    examined = examine(Evidence({"subject": None}, 1.0), progress=lambda *counts: numbers.append(counts))
+    assert [done for done, _, _ in numbers] == [*range(len(numbers))]
+    assert {total for _, total, _ in numbers} == {len(numbers)}
+    assert sorted(code for _, _, code in numbers) == sorted(each.rule.code for each in examined.judgements)
     assert len(numbers) > 0
     examination.turn_to("judges")
     assert examination.doing == "judges"
-    examination.note_rule(4, 9)
-    assert examination.doing == "judges, rule 5 of 9"
+    examination.note_rule(4, 9, "flat-loss")
+    counts = itertools.count(2)
+    examination.note_work(lambda: f"{next(counts)} losses computed")
+    assert examination.doing == "judges, rule 5 of 9 (flat-loss), 2 losses computed"
+    assert examination.doing == "judges, rule 5 of 9 (flat-loss), 3 losses computed"
+    examination.turn_to("ends")
+    assert examination.doing == "ends"
 
 
 def test_no_pause_between_two_lines_is_above_ten_seconds() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.runs.run_documents import read_lines
 from sightline.runs.run_records import format_interval, list_differences, note_figures, read_reported_run
 from sightline.view import report_samples, run_report
 from sightline.view.panels import ImagePanel
@@ -219,7 +220,10 @@ def test_an_unfinished_run_has_no_figures(run: Path) -> None:
     done = run_here("report", run)
     assert done.code == 0
     assert "there is no final.json; the page has no figures of it" in done.err
-    assert "no final.json: the training is not finished" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    last = [line for line in read_lines(run / "metrics.jsonl") if line["split"] != "train"][-1]
+    assert f"no final.json: the training is not finished; figures of step {last['step']} on {last['split']}" in page
+    assert f"{last['overall_accuracy']:.4f}" in page
 
 
 def test_shares_of_a_matrix_and_the_list_of_many_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

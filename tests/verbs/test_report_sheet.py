@@ -158,6 +158,23 @@ def test_what_a_run_lacks_is_said(tmp_path: Path, change: Callable[[Path], objec
     assert pixels_of(folder / "sheet.png").shape[1] == WIDTH_PX
 
 
+def test_an_unfinished_run_has_the_figures_of_its_last_evaluation(run: Path) -> None:
+    """Before the first one it is described in two tables, beside each other."""
+    (run / "final.json").unlink()
+    lines = read_lines(run / "metrics.jsonl")
+    last = [line for line in lines if line["split"] != "train"][-1]
+    blocks = sheet_of(run)
+    assert ["overall_accuracy", shown(last["overall_accuracy"])] in rows_of(blocks, "")
+    figures = next(block for block in blocks if isinstance(block, PageFigures)).figures
+    about = f"step {last['step']}, {last['split']}"
+    assert figures == [(format_with_unit("overall_accuracy", last["overall_accuracy"]), "overall_accuracy", about)]
+    texts = [json.dumps(line) + "\n" for line in lines if line["split"] == "train"]
+    (run / "metrics.jsonl").write_text("".join(texts))
+    head = make_sheet(read_reported_run(run, run.name))[0]
+    assert [block.head for block in head if isinstance(block, PageTable)] == [["", ""], ["", ""]]
+    assert abs(len(head[0].rows) - len(head[1].rows)) <= 1
+
+
 def test_what_does_not_fit_is_counted(run: Path) -> None:
     figures = {f"figure_{number}": number / 100 for number in range(11)}
     classes = {f"class_{number}": {"accuracy": number / 100} for number in range(30)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,21 @@ def test_a_coloured_ply_file_keeps_points_colours_and_labels(tmp_path: Path) -> 
     assert np.array_equal(labels.labels(), LABELS)
     assert np.array_equal(labels.colors(), PALETTE[LABELS])
     assert names_of(tmp_path / "a.ply") == ["colours", "label", "height"]
+
+
+def test_a_predicted_cloud_is_coloured_by_the_names_of_its_classes(tmp_path: Path) -> None:
+    """Its colours are those of the labels again; a name may be any text, and a comment of other programs is none."""
+    names = ("floor", "Tür, \n\"links\"", "end_header")
+    write_ply(tmp_path / "a.ply", points=POINTS, colors=PALETTE[LABELS], label=LABELS, class_names=names)
+    (cloud,) = view_file(tmp_path / "a.ply", name="a").stages
+    labels, _ = cloud.colorings
+    assert isinstance(labels, ClassColoring)
+    assert labels.counts() == {**dict.fromkeys(names, 5), "3": 5}
+    assert np.array_equal(cloud.points, POINTS)
+    content = (tmp_path / "a.ply").read_bytes()
+    for comment in (b'["floor', b'{"floor": 0}', b"[1, 2]", b"\xff", b"[" * 20_000):
+        (tmp_path / "b.ply").write_bytes(content.replace(json.dumps(names).encode(), comment))
+        assert names_of(tmp_path / "b.ply") == ["colours", "label", "height"]
 
 
 @pytest.mark.parametrize("full", [1.0, 255.0, 65535.0])

@@ -24,8 +24,6 @@ BOX_COLORS: tuple[Color, ...] = (*LEVEL_COLORS, (70, 130, 255), (170, 255, 90), 
 _LABEL, _UNMATCHED, _IGNORED, _PAPER = (255, 255, 255), (230, 45, 30), (160, 166, 174), 224
 _MAX_PX = 900
 _IGNORED_RADIUS = 0.7
-_MAX_NAMED = 16
-"""Most boxes of an image whose names are drawn: those of more would hide the marks."""
 
 
 class ImageBoxes(NamedTuple):
@@ -85,8 +83,8 @@ def show_assignments(
 
     A box has a colour of its own, its name and the number of its priors; one without any is crossed in red. Dots of its
     colour are at the centres of its priors, larger on coarser levels, and smaller ones within where several boxes have
-    priors of one cell; small grey dots are at priors that no loss counts. Of many boxes, those without a prior alone
-    are named. `remarks` are what there is to say about an assigner: a word or two, "; ", and why.
+    priors of one cell; small grey dots are at priors that no loss counts. Of many boxes, those without a prior are
+    named first. `remarks` are what there is to say about an assigner: a word or two, "; ", and why.
     """
     pictures, reports = [], {}
     for name, assigner in assigners.items():
@@ -103,14 +101,12 @@ def _draw_assignment(
 ) -> np.ndarray:
     kind, unmatched, counts = priors.kind.removesuffix("s"), report["unmatched_boxes"], report["positives_per_box"]
     drawn, crossed = image.draw_ignored(), []
-    has_names = report["num_boxes"] <= _MAX_NAMED
     for box in (~image.is_ignored).nonzero().flatten().tolist():
         corners = tuple(image.boxes[box].tolist())
         if box in unmatched:
             crossed.append(DrawnBox(corners, _UNMATCHED, f"{image.name(box)}: none".lstrip(": "), "crossed"))
         else:
-            caption = f"{image.name(box)}: {counts[box]}".lstrip(": ") if has_names else ""
-            drawn.append(DrawnBox(corners, _box_color(box), caption))
+            drawn.append(DrawnBox(corners, _box_color(box), f"{image.name(box)}: {counts[box]}".lstrip(": ")))
     legend: dict[str, Color] = {}
     if report["num_positive"]:
         legend[f"{kind} in the colour of its box, larger on coarser levels"] = _box_color(int(assignment.matched.max()))

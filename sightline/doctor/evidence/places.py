@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ def orders(subject: Subject) -> list[Order]:
     """
     tables: dict[str, dict[str, list[Tensor]]] = {}
     for batch in subject.batches:
+        if _find_image(batch.inputs) is None:
+            continue
         passed = subject.run(subject.copy("train"), batch)
         for path, own in _compare(passed).items():
             for name, values in own.items():
@@ -56,20 +58,26 @@ def orders(subject: Subject) -> list[Order]:
     return found
 
 
+def _find_image(inputs: Any) -> Tensor | None:
+    """Return the images (B, K, H, W) among inputs; None unless there are one tensor of them, and enough samples."""
+    images = [t for _, t in dense_leaves(inputs) if t.ndim == 4 and t.is_floating_point()]
+    return images[0] if len(images) == 1 and len(images[0]) >= _MIN_SAMPLES else None
+
+
 def _compare(passed: Pass) -> dict[str, dict[str, Tensor]]:
-    images = [t for _, t in dense_leaves(passed.inputs) if t.ndim == 4 and t.requires_grad]
-    if len(images) != 1 or len(images[0]) < _MIN_SAMPLES:
+    image = _find_image(passed.inputs)
+    if image is None:
         return {}
     outputs = {path: t for path, t in dense_leaves(passed.outputs) if t.requires_grad and t.ndim > 1}
     gradients = torch.autograd.grad(passed.value, [*outputs.values()], retain_graph=True, allow_unused=True)
     found = {}
     for (path, output), gradient in zip(outputs.items(), gradients, strict=True):
-        sides = None if gradient is None else _find_sides(output, images[0])
+        sides = None if gradient is None else _find_sides(output, image)
         if gradient is None or sides is None or math.prod(sides) < _MIN_PLACES:
             continue
-        if not _reads_own_places(_to_maps(output, sides), images[0]):
+        if not _reads_own_places(_to_maps(output, sides), image):
             continue
-        shrunk = nn.functional.adaptive_avg_pool2d(images[0].detach(), sides)
+        shrunk = nn.functional.adaptive_avg_pool2d(image.detach(), sides)
         content, pulls = _contrast(shrunk.movedim(1, -1)), _contrast(_to_maps(gradient, sides))
         found[path] = {name: _correlate(content, turn(pulls)) for name, turn in _list_orders(sides).items()}
     return found

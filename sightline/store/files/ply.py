@@ -5,6 +5,8 @@ Source: Turk 1994, "The PLY Polygon File Format".
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,9 @@ _TYPES = {
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _CORNERS = ("vertex_indices", "vertex_index")
 _MAX_HEADER_LINES = 1000
+_CLASS_NAMES = b"comment class_names "
+"""Beginning of the comment in which `write_ply` names classes: the rest is a list of texts in JSON."""
+_MAX_NAMES_BYTES = 2**20
 
 
 class _Header(NamedTuple):
@@ -137,11 +142,36 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, Value
     return values
 
 
-def write_ply(path: Path, *, points: np.ndarray, colors: np.ndarray, label: np.ndarray | None = None) -> None:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes whose numbers are the labels of a PLY file that `write_ply` wrote, or none."""
+    with path.open("rb") as file:
+        for _ in range(_MAX_HEADER_LINES):
+            line = file.readline(_MAX_NAMES_BYTES)
+            if line.startswith(_CLASS_NAMES):
+                try:
+                    names = json.loads(line.removeprefix(_CLASS_NAMES))
+                except (ValueError, RecursionError):  # a comment of another program
+                    return ()
+                is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+                return tuple(names) if is_list else ()
+            if not line or line.startswith(b"end_header"):
+                break
+    return ()
+
+
+def write_ply(
+    path: Path,
+    *,
+    points: np.ndarray,
+    colors: np.ndarray,
+    label: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+) -> None:
     """Write a cloud as a PLY file with the properties x y z red green blue and, if labels are given, label.
 
     `points` (N, 3) float32 or float64, written bit for bit; `colors` (N, 3) uint8; `label` (N,) integers, written with
-    32 bits. The file is complete or absent; an older one of that name is replaced. Raises OSError as the disk does.
+    32 bits; `class_names` (C,) of labels 0 to C - 1, written as a comment that other programs pass over. The file is
+    complete or absent; an older one of that name is replaced. Raises OSError as the disk does.
     """
     assert points.dtype.str[1:] in ("f4", "f8"), f"points are {points.dtype}"
     kind = "float" if points.itemsize == 4 else "double"
@@ -154,7 +184,9 @@ def write_ply(path: Path, *, points: np.ndarray, colors: np.ndarray, label: np.n
     for name, values in zip(kinds, columns, strict=True):
         rows[name] = values
     properties = [f"property {kind} {name}" for name, kind in kinds.items()]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}", *properties, "end_header", ""]
+    names = [f"{_CLASS_NAMES.decode()}{json.dumps(class_names)}"] if class_names else []
+    vertex = f"element vertex {len(points)}"
+    header = ["ply", "format binary_little_endian 1.0", *names, vertex, *properties, "end_header", ""]
     with open_atomic(path) as file:
         file.write("\n".join(header).encode("ascii"))
         file.write(rows.tobytes())

@@ -54,7 +54,9 @@ class Context:
     @cached_property
     def dry_run(self) -> DryRun:
         """One training step on copies (cached; computed on first use)."""
-        return dry_run(self.built.job, self.world.device)
+        result = dry_run(self.built.job, self.world.device, note=self.examination.note_work)
+        self.examination.note_work()
+        return result
 
     @cached_property
     def first_outputs(self) -> tuple[Batch, Outputs]:

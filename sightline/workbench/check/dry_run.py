@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,11 +101,17 @@ class DryRun:
         return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
 
 
-def dry_run(job: TrainState, device: torch.device) -> DryRun:
-    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient."""
+def dry_run(
+    job: TrainState, device: torch.device, *, note: Callable[[Callable[[], str]], None] = lambda describe: None
+) -> DryRun:
+    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient.
+
+    `note` receives a function that says how far the first pass has come.
+    """
     result = DryRun(isolated_copy(job.model), {})
     keys = step_keys(job, step=0)
     watcher = ForwardWatcher(result)
+    note(lambda: f"the first step of {result.num_samples} samples: {watcher.doing}")
 
     def run() -> None:
         result.batch = read_batch(job, keys[:NUM_SAMPLES], device)
@@ -286,6 +292,7 @@ class ForwardWatcher:
     def __init__(self, result: DryRun) -> None:
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
+        self.doing = "reads them"
         self._executed = result.executed
         self._owner = {id(value): name.rpartition(".")[0] for name, value in result.model.named_parameters()}
         self._recording = contextlib.ExitStack()
@@ -304,6 +311,7 @@ class ForwardWatcher:
 
     def _enter(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
         self._executed.add(call.path)
+        self.doing = f"forward, {call.path or 'model'}"
         if not call.path and not self.inputs:
             bound = inspect.signature(module.forward).bind(*inputs[0], **inputs[1]).arguments
             self.inputs = {name: detach(value) for name, value in bound.items()}
@@ -314,5 +322,6 @@ class ForwardWatcher:
             self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
 
     def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.doing = self.doing if call.path else "losses and backward"
         if not call.path and isinstance(outputs, Mapping) and self.outputs is None:
             self.outputs = {name: detach(value) for name, value in outputs.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,32 +23,37 @@ TRAINING = Remedy("the steps of the training", "`sightline train` judges its ste
 class RunExamination(Examination):
     """Findings on a run and judgements of rules, in the `seconds` of processor time that they took.
 
-    `gaps` are sentences on what of this run no rule covered. `subject` is being examined now, by the rule `num_judged`
-    of so many. `budget_s` is the
-    processor time for relations of the model; None is that of the kind of check, which nobody can change. With
-    `is_watched`, the steps of the run are judged while it trains, or were. `reaching` is what reaches its losses.
+    `gaps` are sentences on what of this run no rule covered. `subject` is being examined now, by the rule that
+    `judging` names with its number, for which the work of `describe_work` is done. `budget_s` is the processor time for
+    relations of the model; None is that of the kind of check, which nobody can change. With `is_watched`, the steps of
+    the run are judged while it trains, or were. `reaching` is what reaches its losses.
     """
 
     gaps: list[str] = field(default_factory=list)
     seconds: float = 0.0
     subject: str = "reads the data and builds the model"
-    num_judged: tuple[int, int] | None = None
+    judging: str = ""
+    describe_work: Callable[[], str] = str
     budget_s: float | None = None
     is_watched: bool = False
     reaching: Reaching | None = None
 
     @property
     def doing(self) -> str:
-        """What is being examined now, and by how many of its rules it has been."""
-        return self.subject + ("" if self.num_judged is None else ", rule {} of {}".format(*self.num_judged))
+        """What is being examined now, by which of its rules, and how far the work for it has come."""
+        return ", ".join(part for part in (self.subject, self.judging, self.describe_work()) if part)
 
     def turn_to(self, subject: str) -> None:
         """State what is examined from now on."""
-        self.subject, self.num_judged = subject, None
+        self.subject, self.judging, self.describe_work = subject, "", str
 
-    def note_rule(self, num_judged: int, num_rules: int) -> None:
-        """State the numbers of rules that judged and of all."""
-        self.num_judged = (num_judged + 1, num_rules)
+    def note_rule(self, num_judged: int, num_rules: int, code: str) -> None:
+        """State the numbers of rules that judged and of all, and the code of the one that judges now."""
+        self.judging = f"rule {num_judged + 1} of {num_rules} ({code})"
+
+    def note_work(self, describe: Callable[[], str] = str) -> None:
+        """State how far the work for the rules has come: `describe` is called from another thread."""
+        self.describe_work = describe
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""

@@ -45,13 +45,18 @@ class FixedOutputs(nn.Module):
 
 
 class RunLoss:
-    """Weighted mean losses of a run, at the weights of a step, as one function of the outputs and the batch."""
+    """Weighted mean losses of a run, at the weights of a step, as one function of the outputs and the batch.
+
+    `num_calls` counts its calls.
+    """
 
     def __init__(self, job: TrainState, *, step: int, precision: Precision) -> None:
         self._job, self._weights, self._precision = job, job.loss_weights_at(step), precision
+        self.num_calls = 0
 
     def __call__(self, outputs: Mapping[str, Any], batch: RunBatch) -> Tensor:
         """Compute the loss that training minimises, in float64."""
+        self.num_calls += 1
         model = FixedOutputs(outputs)
         step = single_batch_step(self._job.task, model, batch, self._job.device, self._precision)
         means = step.loss_means(step.loss_sums(model))

@@ -21,7 +21,7 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
-from sightline.doctor.form import call_model, make_keyed_form
+from sightline.doctor.form import CalledForm, call_model, make_keyed_form
 from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.subject import Subject
@@ -90,6 +90,8 @@ def examine_relations(context: Context) -> list[Finding]:
     if isinstance(subject, MissingError):
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
+    if isinstance(subject.form, CalledForm) and isinstance(loss := subject.form.loss, RunLoss):
+        context.examination.note_work(lambda: f"{loss.num_calls} losses computed")
     skipped = {*context.config.checks.skip}
     declared, is_quick = skipped | _JUDGED_OTHERWISE, context.is_quick
     budget_s = _get_budget_s(context)

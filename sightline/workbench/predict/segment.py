@@ -251,7 +251,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     def _write_file(self, kind: str, prediction: SegmentPrediction, path: Path) -> None:
         if kind == "ply":
             points, colors = _to_float32(prediction.points), label_colors(prediction.labels)
-            write_ply(path, points=points, colors=colors, label=prediction.labels)
+            names = prediction.class_names
+            write_ply(path, points=points, colors=colors, label=prediction.labels, class_names=names)
         elif kind == "label":
             assert self._ids is not None, "label files hold ids"
             write_label_ids(path, self._ids[prediction.labels])
