@@ -30,7 +30,7 @@ from sightline.engine.device.numerics import Precision, is_memory_bound, resolve
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.optimizers import ModuleRate, OptimizerSpec
+from sightline.engine.optimizers import ModuleRate, OptimizerSpec, set_momentum
 from sightline.engine.run_data import (
     Data,
     DataSubset,
@@ -42,6 +42,7 @@ from sightline.engine.run_data import (
     log_unused_validation,
 )
 from sightline.engine.run_model import apply_model_changes, build_unchanged_model, load_initial_weights, load_network
+from sightline.engine.schedules import Schedule
 from sightline.engine.tiles import TileReader, make_tiling
 from sightline.engine.train import TrainState
 from sightline.runs.best_checkpoint import resolve_mode
@@ -330,6 +331,10 @@ def _build_job(
     schedule = registry.schedules.build(
         config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
     )
+    momentum = schedule.momentum(0) if isinstance(schedule, Schedule) else None
+    if momentum is not None:
+        for group in optimizer.param_groups:
+            set_momentum(group, momentum)
     seed_everything(config.seed, world.rank + 1)
     return TrainState(
         model=model,
