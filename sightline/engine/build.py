@@ -35,7 +35,6 @@ from sightline.engine.run_data import (
     Data,
     DataSubset,
     build_data,
-    build_reader,
     build_transforms,
     describe_data,
     log_linked_data_folder,
@@ -267,9 +266,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
                 f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
                 "merge the predictions of several passes; set evaluate.votes=1"
             )
-        voting = build_reader(
-            part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
-        )
+        voting = _build_voting_reader(config, part)
     return Evaluator(
         task=task,
         metrics=meters,
@@ -286,6 +283,19 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
         exact_keys=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
         surroundings=part.dataset.info.surroundings,
     )
+
+
+def _build_voting_reader(config: RunConfig, part: DataSubset) -> BatchReader:
+    """Build the reader of the passes of `evaluate.votes`. Raises ConfigError for more than a transform has views."""
+    components, facts = (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
+    transforms = build_transforms(components, facts)
+    for component, (name, transform) in zip(components, transforms, strict=True):
+        if transform.num_passes is not None and transform.num_passes < config.evaluate.votes:
+            raise ConfigError(
+                f"{component.location}: '{name}' has {transform.num_passes} passes, evaluate.votes are "
+                f"{config.evaluate.votes}; set evaluate.votes={transform.num_passes}"
+            )
+    return BatchReader(part.dataset, transforms, is_voting=True)
 
 
 def _make_tile_reader(config: RunConfig, part: DataSubset, task: Task) -> TileReader | None:

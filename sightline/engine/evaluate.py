@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -357,20 +357,25 @@ class Evaluator:
     ) -> dict[str, Mapping[str, Any]]:
         """Predict samples by test-time augmentation (voting): the mean of all passes; empty for a single pass.
 
-        `digest` is that of the inputs of the first pass.
+        Passes are read and predicted one by one, as the task asks for them. `digest` is that of the first one's inputs.
         """
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
-        passes, inputs = [first], {digest}
-        with self.precision.autocast(world.device):
+        reader, inputs = self.voting_reader, {digest}
+
+        def iterate_passes() -> Iterator[Mapping[str, Any]]:
+            yield first
             for vote in range(1, self.votes):
-                varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
+                varied = reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
                 inputs.add(_digest(varied))
                 batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
-                passes.append(self.task.predict(model, batch))
+                yield self.task.predict(model, batch)
+
+        with self.precision.autocast(world.device):
+            voted = self._vote(iterate_passes())
         ledger.passes += torch.tensor([self.votes - len(inputs), self.votes - 1])
-        return {f"_vote{self.votes}": self._vote(passes)}
+        return {f"_vote{self.votes}": voted}
 
     def _predict_tiles(
         self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
@@ -398,7 +403,7 @@ class Evaluator:
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
         return {self._ensemble_suffix: self._vote(passes)}
 
-    def _vote(self, passes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def _vote(self, passes: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
         assert self.task.vote is not None, "whoever asks for several passes has looked for it"
         return self.task.vote(passes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -138,14 +138,17 @@ class Segment(Supervised):
         self.on_phase_end("loss")
         return sums, self.postprocess(outputs, batch)
 
-    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Average the probabilities (P, C) of several passes over varied input."""
-        sizes = {len(predictions["probabilities"]) for predictions in passes}
-        assert len(sizes) == 1, f"passes answer for {sizes} points; voting needs the same points in every pass"
-        total = passes[0]["probabilities"].clone()
-        for predictions in passes[1:]:
+    def vote(self, passes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Average the probabilities (P, C) of several passes over varied input, of which two at a time are kept."""
+        remaining = iter(passes)
+        first = next(remaining)
+        total, count = first["probabilities"].clone(), 1
+        for predictions in remaining:
+            sizes = len(total), len(predictions["probabilities"])
+            assert len({*sizes}) == 1, f"passes answer for {sizes} points; voting needs the same points in every pass"
             total += predictions["probabilities"]
-        return {**passes[0], "probabilities": total / len(passes)}
+            count += 1
+        return {**first, "probabilities": total / count}
 
     def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
         """Return the share of labelled points or pixels of each sample (B,) that are predicted wrongly."""
