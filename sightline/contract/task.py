@@ -54,6 +54,8 @@ class Task(ABC):
     """What whoever runs an exported file has to do with its outputs, a sentence each."""
     numbers_for_caller: Mapping[str, Any] = {}
     """The numbers that this needs, such as those of anchors, as plain values."""
+    protocol: str = ""
+    """How samples are predicted in evaluation, in a word or two for reports; empty: whole."""
     on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
     """`on_phase_end(part)`: to be called after `forward` and `loss`; the timer of a step sets it."""
 

@@ -68,7 +68,8 @@ class MetricResult:
 class Evaluation:
     """Result of an evaluation: metrics, metrics per class, tables, and the mean of each loss.
 
-    `results` are the metric states that all but the losses were computed from; `phase_seconds` are of this process.
+    `results` are the metric states that all but the losses were computed from; `protocol` names how samples were
+    predicted, such as `fragments + views`; `phase_seconds` are of this process.
     """
 
     metrics: Mapping[str, float]
@@ -79,6 +80,7 @@ class Evaluation:
     seconds: float
     pictures: tuple[Picture, ...] = ()
     results: tuple[MetricResult, ...] = field(default=(), repr=False, compare=False)
+    protocol: str = ""
     phase_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -173,6 +175,7 @@ class Evaluation:
         return {
             "metrics": dict(self.metrics),
             "per_class": {name: dict(row) for name, row in self.per_class.items()},
+            **({"protocol": self.protocol} if self.protocol else {}),
             **{name: value for name, value in further.items() if value},
             **self.tables,
         }
@@ -186,9 +189,10 @@ def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
         states = [result.state, *(other.results[index].state for other in rest)]
         results.append(dataclasses.replace(result, state=pool_states(result.metric.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    return make_evaluation(
+    pooled = make_evaluation(
         results, num_samples=num_samples, seconds=sum(evaluation.seconds for evaluation in evaluations)
     )
+    return dataclasses.replace(pooled, protocol=" or ".join(dict.fromkeys(each.protocol for each in evaluations)))
 
 
 def make_evaluation(results: Sequence[MetricResult], *, num_samples: int, seconds: float) -> Evaluation:
@@ -428,7 +432,10 @@ class Evaluator:
         world.rank_zero_only(self._warn_of_losses)(losses, totals)
         world.rank_zero_only(_warn_of_equal_passes)(*totals["passes"].tolist())
         seconds = time.perf_counter() - started
-        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
+        protocol = " + ".join(filter(None, (self.task.protocol, "views" if self.votes > 1 else "")))
+        return Evaluation(
+            metrics, losses, per_class, tables, len(self.indices), seconds, results=measured, protocol=protocol
+        )
 
     def _warn_of_losses(self, losses: Mapping[str, float], totals: Mapping[str, Tensor]) -> None:
         """Warn of losses that count and are not finite, with the samples of the first batch where one is not."""

@@ -67,6 +67,11 @@ class Segment(Supervised):
     evaluation_arguments = frozenset({"blocks", "fragments_m", "lift", "max_points", "origin"})
 
     @property
+    def protocol(self) -> str:  # type: ignore[override]
+        """How clouds are predicted in evaluation: by `fragments`, `windows` or `blocks`, or a point as its `voxel`."""
+        return self._whole_protocol if self.windows is None else self.windows.protocol
+
+    @property
     def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and cannot be in a file of it."""
         steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
@@ -111,6 +116,7 @@ class Segment(Supervised):
             raise ConfigError(
                 "segment: max_points, blocks and fragments_m divide clouds, not range images; leave them out"
             )
+        self._whole_protocol = "voxel" if hasattr(model, "grid_m") else ""
         self.windows: Windows | None = None
         if blocks is not None:
             self.windows = BlockWindows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 import torch
 from pydantic import ConfigDict
@@ -29,11 +29,11 @@ class View(TypedDict):
 
 
 _TURNS = (0.0, 90.0, 180.0, 270.0)
-_VIEWS: dict[str, tuple[View, ...]] = {
-    "scannet": (*(View(turn_deg=t, scale=s) for s, t in product((1.0, 0.95, 1.05), _TURNS)), View(turn_deg=180.0)),
-    "scales": tuple(View(turn_deg=t, scale=s) for t, s in product((0.0, 180.0), (1.0, 0.9, 0.95, 1.05, 1.1))),
-    "turns": tuple(View(turn_deg=t) for t in _TURNS),
-    "mirrors": (*(View(turn_deg=t) for t in _TURNS), *(View(turn_deg=t, mirror="x") for t in _TURNS)),
+_VIEWS: dict[str, tuple[Any, ...]] = {
+    "scannet": (*({"turn_deg": t, "scale": s} for s, t in product((1.0, 0.95, 1.05), _TURNS)), {"turn_deg": 180.0}),
+    "scales": tuple({"turn_deg": t, "scale": s} for t, s in product((0.0, 180.0), (1.0, 0.9, 0.95, 1.05, 1.1))),
+    "turns": tuple({"turn_deg": t} for t in _TURNS),
+    "mirrors": (*({"turn_deg": t} for t in _TURNS), *({"turn_deg": t, "mirror": "x"} for t in _TURNS)),
 }
 
 
