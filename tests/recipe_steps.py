@@ -54,6 +54,10 @@ _STAND_INS: dict[str, dict[str, Any]] = {
         "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
         "transforms": _both(_SCANS),
     },
+    "voxels": {
+        "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
+        "transforms": _both([]),
+    },
     "rooms": {"data": {"name": "synthetic_rooms", "points_per_m2": 10, **_SIZES}, "transforms": _both(_ROOMS)},
     "intrapoint": {"data": _SHAPES, "transforms": _both(_PAIRS)},
     "crosspoint": {
@@ -106,7 +110,11 @@ def _kind(config: RunConfig, recipe: str) -> str:
     if task == "contrast":
         return config.model.name
     if task == "segment":
-        return "rooms" if "room" in name or "s3dis" in name else "parts" if "shape" in name else "scans"
+        if "shape" in name:
+            return "parts"
+        if any(word in name for word in ("room", "s3dis", "scannet")):
+            return "rooms"
+        return "voxels" if config.model.name in ("minkunet", "spunet") else "scans"
     return config.task.name
 
 

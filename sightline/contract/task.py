@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -54,11 +54,13 @@ class Task(ABC):
     """What whoever runs an exported file has to do with its outputs, a sentence each."""
     numbers_for_caller: Mapping[str, Any] = {}
     """The numbers that this needs, such as those of anchors, as plain values."""
+    protocol: str = ""
+    """How samples are predicted in evaluation, in a word or two for reports; empty: whole."""
     on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
     """`on_phase_end(part)`: to be called after `forward` and `loss`; the timer of a step sets it."""
 
-    vote: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None
-    """`vote(passes)`: several predictions of one batch as one."""
+    vote: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] | None = None
+    """`vote(passes)`: several predictions of one batch as one; each is computed when it is asked for."""
     make_tiling: Callable[..., Tiling] | None = None
     """`make_tiling(size_px=, overlap=, min_score=)`: tiles of `size_px` pixels that share at least `overlap` of their
     sides, for predictions whose scores reach `min_score`.

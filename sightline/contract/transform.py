@@ -34,6 +34,8 @@ class Transform(ABC):
     """True if it moves a cloud as a whole, so that boxes in its frame have to move with it."""
     makes_unit_sphere: bool = False
     """True if it normalises clouds to the unit sphere about their mean."""
+    num_passes: int | None = None
+    """How many passes of `evaluate.votes` it has views for, of one that takes `pass_number`."""
     until_epoch: int | None = None
     """The epoch from which one that takes `draw_samples` gets None for it, counted from 0."""
     split_for_graph: Callable[[], tuple[Transform | None, Callable[..., Any]]] | None = None

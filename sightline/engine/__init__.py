@@ -13,6 +13,6 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "optimizers": {"optimizers": "adam adamw rmsprop sgd"},
     "public": {"optimizers": "OptimizerSpec", "run_loading": "TrainedRun", "schedules": "Schedule"},
-    "schedules": {"schedules": "constant cosine exponential one_cycle step"},
+    "schedules": {"schedules": "constant cosine exponential one_cycle polynomial step"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

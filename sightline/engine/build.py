@@ -30,18 +30,18 @@ from sightline.engine.device.numerics import Precision, is_memory_bound, resolve
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.optimizers import ModuleRate, OptimizerSpec
+from sightline.engine.optimizers import ModuleRate, OptimizerSpec, set_momentum
 from sightline.engine.run_data import (
     Data,
     DataSubset,
     build_data,
-    build_reader,
     build_transforms,
     describe_data,
     log_linked_data_folder,
     log_unused_validation,
 )
 from sightline.engine.run_model import apply_model_changes, build_unchanged_model, load_initial_weights, load_network
+from sightline.engine.schedules import Schedule
 from sightline.engine.tiles import TileReader, make_tiling
 from sightline.engine.train import TrainState
 from sightline.runs.best_checkpoint import resolve_mode
@@ -266,9 +266,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
                 f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
                 "merge the predictions of several passes; set evaluate.votes=1"
             )
-        voting = build_reader(
-            part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
-        )
+        voting = _build_voting_reader(config, part)
     return Evaluator(
         task=task,
         metrics=meters,
@@ -285,6 +283,19 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
         exact_keys=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
         surroundings=part.dataset.info.surroundings,
     )
+
+
+def _build_voting_reader(config: RunConfig, part: DataSubset) -> BatchReader:
+    """Build the reader of the passes of `evaluate.votes`. Raises ConfigError for more than a transform has views."""
+    components, facts = (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
+    transforms = build_transforms(components, facts)
+    for component, (name, transform) in zip(components, transforms, strict=True):
+        if transform.num_passes is not None and transform.num_passes < config.evaluate.votes:
+            raise ConfigError(
+                f"{component.location}: '{name}' has {transform.num_passes} passes, evaluate.votes are "
+                f"{config.evaluate.votes}; set evaluate.votes={transform.num_passes}"
+            )
+    return BatchReader(part.dataset, transforms, is_voting=True)
 
 
 def _make_tile_reader(config: RunConfig, part: DataSubset, task: Task) -> TileReader | None:
@@ -330,6 +341,10 @@ def _build_job(
     schedule = registry.schedules.build(
         config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
     )
+    momentum = schedule.momentum(0) if isinstance(schedule, Schedule) else None
+    if momentum is not None:
+        for group in optimizer.param_groups:
+            set_momentum(group, momentum)
     seed_everything(config.seed, world.rank + 1)
     return TrainState(
         model=model,

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,8 @@ class MetricResult:
 class Evaluation:
     """Result of an evaluation: metrics, metrics per class, tables, and the mean of each loss.
 
-    `results` are the metric states that all but the losses were computed from; `phase_seconds` are of this process.
+    `results` are the metric states that all but the losses were computed from; `protocol` names how samples were
+    predicted, such as `fragments + views`; `phase_seconds` are of this process.
     """
 
     metrics: Mapping[str, float]
@@ -79,6 +80,7 @@ class Evaluation:
     seconds: float
     pictures: tuple[Picture, ...] = ()
     results: tuple[MetricResult, ...] = field(default=(), repr=False, compare=False)
+    protocol: str = ""
     phase_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -173,6 +175,7 @@ class Evaluation:
         return {
             "metrics": dict(self.metrics),
             "per_class": {name: dict(row) for name, row in self.per_class.items()},
+            **({"protocol": self.protocol} if self.protocol else {}),
             **{name: value for name, value in further.items() if value},
             **self.tables,
         }
@@ -186,9 +189,10 @@ def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
         states = [result.state, *(other.results[index].state for other in rest)]
         results.append(dataclasses.replace(result, state=pool_states(result.metric.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    return make_evaluation(
+    pooled = make_evaluation(
         results, num_samples=num_samples, seconds=sum(evaluation.seconds for evaluation in evaluations)
     )
+    return dataclasses.replace(pooled, protocol=" or ".join(dict.fromkeys(each.protocol for each in evaluations)))
 
 
 def make_evaluation(results: Sequence[MetricResult], *, num_samples: int, seconds: float) -> Evaluation:
@@ -357,20 +361,25 @@ class Evaluator:
     ) -> dict[str, Mapping[str, Any]]:
         """Predict samples by test-time augmentation (voting): the mean of all passes; empty for a single pass.
 
-        `digest` is that of the inputs of the first pass.
+        Passes are read and predicted one by one, as the task asks for them. `digest` is that of the first one's inputs.
         """
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
-        passes, inputs = [first], {digest}
-        with self.precision.autocast(world.device):
+        reader, inputs = self.voting_reader, {digest}
+
+        def iterate_passes() -> Iterator[Mapping[str, Any]]:
+            yield first
             for vote in range(1, self.votes):
-                varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
+                varied = reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
                 inputs.add(_digest(varied))
                 batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
-                passes.append(self.task.predict(model, batch))
+                yield self.task.predict(model, batch)
+
+        with self.precision.autocast(world.device):
+            voted = self._vote(iterate_passes())
         ledger.passes += torch.tensor([self.votes - len(inputs), self.votes - 1])
-        return {f"_vote{self.votes}": self._vote(passes)}
+        return {f"_vote{self.votes}": voted}
 
     def _predict_tiles(
         self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
@@ -398,7 +407,7 @@ class Evaluator:
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
         return {self._ensemble_suffix: self._vote(passes)}
 
-    def _vote(self, passes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def _vote(self, passes: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
         assert self.task.vote is not None, "whoever asks for several passes has looked for it"
         return self.task.vote(passes)
 
@@ -423,7 +432,10 @@ class Evaluator:
         world.rank_zero_only(self._warn_of_losses)(losses, totals)
         world.rank_zero_only(_warn_of_equal_passes)(*totals["passes"].tolist())
         seconds = time.perf_counter() - started
-        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
+        protocol = " + ".join(filter(None, (self.task.protocol, "views" if self.votes > 1 else "")))
+        return Evaluation(
+            metrics, losses, per_class, tables, len(self.indices), seconds, results=measured, protocol=protocol
+        )
 
     def _warn_of_losses(self, losses: Mapping[str, float], totals: Mapping[str, Tensor]) -> None:
         """Warn of losses that count and are not finite, with the samples of the first batch where one is not."""

@@ -19,6 +19,7 @@ from sightline.engine.device.transfer import BatchTransfer, CopyStream
 from sightline.engine.distributed import World
 from sightline.engine.queued_step import QueuedStep, RandomStates
 from sightline.engine.records import StepRecord
+from sightline.engine.schedules import Schedule
 from sightline.engine.step import StepTimer
 from sightline.engine.step_graph import StepGraphs
 from sightline.engine.train import TrainState, queue_step, read_steps
@@ -174,6 +175,7 @@ def _make_graphs(job: TrainState, world: World) -> StepGraphs | None:
         "several processes": world.size > 1,
         "train.compile": job.compile,
         f"train.precision={job.precision.name}": job.precision.name in ("fp16", "float64"),
+        "schedule.momentum": isinstance(job.schedule, Schedule) and job.schedule.momentum(job.step) is not None,
         f"a hook of the module '{(hook := next(hooked, None))}'": hook is not None,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), "")

@@ -390,6 +390,19 @@ def _prepare_update(optimizer: torch.optim.Optimizer, *_: object) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
 
 
+def set_momentum(group: dict[str, Any], momentum: float) -> None:
+    """Set the momentum of a parameter group: the first of Adam's betas, or what SGD repeats of its last step.
+
+    Raises ConfigError for an optimiser that has neither.
+    """
+    if "betas" in group:
+        group["betas"] = (momentum, *group["betas"][1:])
+    elif "momentum" in group:
+        group["momentum"] = momentum
+    else:
+        raise ConfigError("schedule.momentum: this optimizer has neither momentum nor betas; leave it out")
+
+
 def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int) -> list[nn.Parameter]:
     """Put the modules frozen at this epoch into evaluation mode, and return their parameters."""
     frozen_parameters: list[nn.Parameter] = []

@@ -28,6 +28,10 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """Return the factor at a step, counted from 0."""
 
+    def momentum(self, step: int) -> float | None:
+        """Return the optimiser's momentum (Adam's first beta) at a step; None if it is the optimiser's own."""
+        return None
+
 
 class _WithWarmUp(Schedule):
     """Base class of schedules with a linear warm-up from 0 over the first epochs.
@@ -191,11 +195,45 @@ class Exponential(_WithWarmUp):
         return decayed
 
 
+@registry.schedules.add("polynomial")
+class Polynomial(_WithWarmUp):
+    """A power of the share of steps that are left after an optional linear warm-up, from 1 towards 0.
+
+    Source: Chen et al. 2018, DeepLab, section 4.1 ("poly", a power of 0.9).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        power: PositiveFloat = 0.9,
+        warmup_epochs: NonNegativeFloat = 0.0,
+        warmup_share: FractionBelowOne = 0.0,
+        warmup_min_steps: Index = 100,
+    ) -> None:
+        super().__init__(
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            warmup_min_steps=warmup_min_steps,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+        )
+        self.power = power
+
+    def after_warmup(self, step: int) -> float:
+        left: float = 1.0 - (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
+        return left**self.power
+
+
 @registry.schedules.add("one_cycle")
 class OneCycle(Schedule):
     """Cosine from 1/start_divisor up to 1 over the first `rise` of the run, then down to 1/final_divisor of the start.
 
-    Momentum is constant. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
+    `momentum` names the momentum of the optimiser, or the first of Adam's betas, at both ends and at the peak, in place
+    of its own: it falls while the rate rises. Torch's OneCycleLR cycles it from 0.95 to 0.85 by default. That counts
+    `rise` in steps, of which the last has the peak: with N steps its share p is `rise` = (pN - 1) / (N - 1) here.
+    Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
     """
 
     def __init__(
@@ -205,17 +243,29 @@ class OneCycle(Schedule):
         rise: Probability = 0.3,
         start_divisor: PositiveFloat = 25.0,
         final_divisor: PositiveFloat = 1e4,
+        momentum: tuple[FractionBelowOne, FractionBelowOne] | None = None,
     ) -> None:
         self.num_steps = num_steps
         self.rise = rise
+        self.momenta = momentum
         self.start = 1.0 / start_divisor
         self.final = self.start / final_divisor
 
     def __call__(self, step: int) -> float:
+        return self._along(step, self.start, 1.0, self.final)
+
+    def momentum(self, step: int) -> float | None:
+        if self.momenta is None:
+            return None
+        outer, inner = self.momenta
+        return self._along(step, outer, inner, outer)
+
+    def _along(self, step: int, first: float, peak: float, last: float) -> float:
+        """Interpolate from `first` to `peak` over the rise, then to `last`."""
         share = step / max(1, self.num_steps - 1)
         if share < self.rise:
-            return _cosine_between(self.start, 1.0, share / self.rise)
-        return _cosine_between(1.0, self.final, (share - self.rise) / max(1e-12, 1.0 - self.rise))
+            return _cosine_between(first, peak, share / self.rise)
+        return _cosine_between(peak, last, (share - self.rise) / max(1e-12, 1.0 - self.rise))
 
 
 def _cosine_between(first: float, last: float, share: float) -> float:

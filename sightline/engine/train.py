@@ -24,8 +24,9 @@ from sightline.engine.device.transfer import PhaseTimer
 from sightline.engine.distributed import World
 from sightline.engine.gradients import clip_gradients, module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
-from sightline.engine.optimizers import FrozenModules, apply_freezing
+from sightline.engine.optimizers import FrozenModules, apply_freezing, set_momentum
 from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
+from sightline.engine.schedules import Schedule
 from sightline.engine.step import divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_on_host, require
@@ -49,7 +50,8 @@ class StepWatch(Protocol):
 class TrainState:
     """Training state: model, losses, optimiser, scaler, EMA and the number of finished steps (`step`).
 
-    `losses` are the task's losses with parameters; `losses_ema` is their EMA, as `ema` is the model's.
+    `losses` are the task's losses with parameters; `losses_ema` is their EMA, as `ema` is the model's. `num_skipped` of
+    the steps changed nothing, as fp16's loss scale was too large: they do not advance the schedule.
     """
 
     model: nn.Module
@@ -74,6 +76,7 @@ class TrainState:
     watch: StepWatch | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     step: int = 0
+    num_skipped: int = 0
 
     def __post_init__(self) -> None:
         self.scaler = self.precision.scaler(self.device)
@@ -181,7 +184,9 @@ def queue_step(
     if job.gate is None:
         read_values([queued])
         _raise_failure(job, queued)
-        _update(job, None, is_averaged=math.isfinite(queued.grad_norm))
+        is_skipped = not math.isfinite(queued.grad_norm)
+        _update(job, None, is_averaged=not is_skipped)
+        job.num_skipped += is_skipped
     clock.end_phase("optimise")
     return queued
 
@@ -331,10 +336,14 @@ def _begin_step(job: TrainState) -> None:
 
 
 def _set_rates(job: TrainState) -> list[float]:
-    """Set the learning rates of a step, and return them."""
-    factor = job.schedule(job.step)
+    """Set the learning rates of a step, and return them; and the momenta, if the schedule has them."""
+    step = job.step - job.num_skipped
+    factor = job.schedule(step)
+    momentum = job.schedule.momentum(step) if isinstance(job.schedule, Schedule) else None
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+        if momentum is not None:
+            set_momentum(group, momentum)
     rates = [group["lr"] for group in job.optimizer.param_groups]
     if job.gate is not None:
         job.gate.set_numbers(rates, 0.0 if job.ema_decay is None else 1.0 - compute_ema_decay(job.ema_decay, job.step))

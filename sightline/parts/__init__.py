@@ -39,9 +39,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "transforms.colours": "chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation",
         "transforms.elastic": "elastic",
         "transforms.images": "color_jitter flip_image normalize_image resize_image",
+        "transforms.mixed_scenes": "mix_scenes",
         "transforms.point_selection": "drop_points farthest_points sample_points shuffle_points",
-        "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
+        "transforms.points": "clip_points flip jitter normalize_unit_sphere rotate scale translate",
         "transforms.two_views": "two_views",
+        "transforms.views": "views",
     },
     "view_summaries": {"boxes.assignment_report": "summarise_assigners"},
 }

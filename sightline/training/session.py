@@ -28,7 +28,7 @@ from sightline.engine.loggers.tensorboard import TensorBoard
 from sightline.engine.loggers.wandb import Wandb
 from sightline.engine.loop import train
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.optimizers import format_module_rates
+from sightline.engine.optimizers import format_module_rates, set_momentum
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import BestCheckpoint, BestCheckpointTracker
@@ -57,6 +57,7 @@ class _SavedState:
     random: list[dict[str, str]]
     scaler: dict[str, float]
     unwritten: list[dict[str, Any]]
+    num_skipped: int
     evaluation_due: bool = False
 
 
@@ -140,9 +141,11 @@ class TrainingSession:
         job.losses.load(snapshot.losses, where=path)
         restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         try:
-            best = _SAVED_STATE.validate_json(json.dumps(state), strict=True).best
+            saved_state = _SAVED_STATE.validate_json(json.dumps(state), strict=True)
             for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
                 group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
+                if "momentum" in saved or "betas" in saved:
+                    set_momentum(group, saved["betas"][0] if "betas" in saved else saved["momentum"])
             job.scaler.load_state_dict(state["scaler"])
             self.metrics_log.restore(state["unwritten"])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -159,7 +162,8 @@ class TrainingSession:
         job.step = self._finite_state.sound_step = snapshot.step
         self.planned_steps = state["num_steps"]
         self._verified_steps.add(snapshot.step)
-        self.selection.best = best
+        self.selection.best = saved_state.best
+        job.num_skipped = saved_state.num_skipped
         if len(state["random"]) == self.world.size:
             set_rng_state(state["random"][self.world.rank])
         else:
@@ -373,6 +377,7 @@ class TrainingSession:
             "best": self.selection.to_dict(),
             "random": [json.loads(text) for text in random_states],
             "scaler": job.scaler.state_dict(),
+            "num_skipped": job.num_skipped,
             "unwritten": self.metrics_log.state(),
             "evaluation_due": is_evaluation_due,
             "versions": {"torch": torch.__version__},

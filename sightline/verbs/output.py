@@ -168,7 +168,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
         for name, row in by_difficulty.items():
             if why := ", ".join(f"{count} {reason}" for reason, count in row["not_counted"].items()):
                 print_note(f"labels of '{name}' that do not count: {why}")
-    heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
+    protocol = f", by {document['protocol']}" if "protocol" in document else ""
+    heading = f"{title}{label}, {data['num_samples']} samples{protocol}{box_lines}"
     show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):
         value, around = document["metrics"][interval["figure"]], f"{interval['low']:.4g} to {interval['high']:.4g}"

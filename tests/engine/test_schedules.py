@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import LinearRamp
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
+from sightline.engine.optimizers import AdamW
 from sightline.engine.records import StepRecord
-from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Steps
+from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Polynomial, Steps
+from sightline.engine.train import TrainState, _set_rates
 from tests.command import succeed
+from tests.golden_parity import load_golden
 from tests.runs.small import SMALL, small_run
 
 # --- schedules against their formulas, worked by hand or by torch's own schedulers -----------------------------------
@@ -69,6 +73,72 @@ def test_one_cycle_is_torchs() -> None:
     assert [ours(step) for step in range(41)] == pytest.approx(expected, rel=1e-9)
     assert ours(10) == 1.0
     assert ours(5) == pytest.approx((1 + 1 / 25) / 2)  # half-way up a half cosine
+
+
+@pytest.mark.parametrize("case", ["scannet", "nuscenes", "spunet"])
+def test_rates_and_betas_of_groups_are_those_of_pointcept(shared: Path, case: str) -> None:
+    """At every step: two groups, of which the second is found by its name, and Adam's first beta."""
+    golden = load_golden(shared, "fn_train_protocol", area="voxels")
+    num_steps, rate, block_rate, share, *divisors = golden.arrays[f"onecycle.{case}.args"].tolist()
+    model = torch.nn.ModuleDict({"rest": torch.nn.Linear(2, 2), "block": torch.nn.Linear(2, 2)})
+    groups = ({"modules": "block", "lr_factor": block_rate / rate},)
+    optimizer = AdamW(lr=rate, groups=groups).build(model)  # type: ignore[arg-type]
+    schedule = OneCycle(
+        num_steps=int(num_steps),
+        rise=(share * num_steps - 1) / (num_steps - 1),
+        start_divisor=divisors[0],
+        final_divisor=divisors[1],
+        momentum=(0.95, 0.85),
+    )
+    job = SimpleNamespace(optimizer=optimizer, schedule=schedule, step=0, num_skipped=0, gate=None)
+    rates, betas = [], []
+    for job.step in range(int(num_steps)):
+        _set_rates(job)  # type: ignore[arg-type]
+        by_module = {id(group["params"][0]): group for group in optimizer.param_groups}
+        rates.append([by_module.get(id(model[name].weight), optimizer.param_groups[0])["lr"] for name in model])
+        betas.append({group["betas"] for group in optimizer.param_groups})
+    assert np.abs(np.array(rates) - golden.arrays[f"onecycle.{case}.lr"]).max() <= 1e-12 * rate
+    assert all(len(found) == 1 for found in betas)
+    firsts, seconds = zip(*(found for step in betas for found in step), strict=True)
+    assert np.abs(np.array(firsts) - golden.arrays[f"onecycle.{case}.beta1"]).max() <= 1e-12
+    assert set(seconds) == {0.999}
+
+
+def test_momentum_is_the_optimizers_own_without_one_and_that_of_sgd_with_one() -> None:
+    schedule = "schedule={name: one_cycle, rise: 0.5, momentum: [0.95, 0.85]}"
+    for overrides, ends, lowest in ((("schedule={name: one_cycle}",), 0.7, 0.7), ((schedule,), 0.95, 0.85)):
+        job = small_run("optimizer={name: sgd, lr: 0.01, momentum: 0.7}", "train.epochs=3", *overrides).job
+        found: list[float] = []
+
+        def note(record: StepRecord, stop: bool, job: TrainState = job, found: list[float] = found) -> bool:
+            found.append(job.optimizer.param_groups[0]["momentum"])
+            return False
+
+        train(job, World(), note)
+        assert found[0] == max(found) == found[-1] == ends
+        assert lowest <= min(found) < lowest + 0.01  # an even number of steps has no middle one
+
+
+def test_polynomial_is_torchs() -> None:
+    ours = Polynomial(num_steps=30, steps_per_epoch=5)
+    expected = torch_factors(lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=30, power=0.9), 30)
+    assert [ours(step) for step in range(30)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_skipped_step_does_not_advance_the_schedule(tmp_path: Path) -> None:
+    """Two steps with gradients that overflow at fp16's first scale: the third has the rate of the first."""
+    built = small_run("train.precision=fp16", "train.epochs=4", "schedule={name: cosine}", "optimizer.lr=1e-3")
+    num_left = [2]
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        num_left[0] -= 1
+        return gradient * (float("inf") if num_left[0] >= 0 else 1.0)
+
+    built.job.model.embed.linear.weight.register_hook(overflow)
+    rates: list[float] = []
+    train(built.job, World(), lambda record, stop: rates.append(record.lr))
+    assert built.job.num_skipped == 2
+    assert rates == [1e-3 * built.job.schedule(max(0, step - 2)) for step in range(built.job.num_steps)]
 
 
 @pytest.mark.parametrize("make", [Constant, Cosine])

@@ -325,9 +325,9 @@ class Detect(Supervised):
 
         return decode
 
-    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def vote(self, passes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
-        detections = []
+        passes, detections = [*passes], []
         decoded = [self._decode_in_files(predictions) for predictions in passes]
         for file_px, *of_image in zip(fetch(passes[0]["file_px"]), *decoded, strict=True):
             survivors = self._select.suppress(UnsuppressedDetections.concatenate(of_image))

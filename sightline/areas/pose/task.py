@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,12 +70,10 @@ class Pose(Supervised):
 
         return decode
 
-    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def vote(self, passes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Average joints (B, J, 3) and peaks (B, J) of several passes over varied input."""
-        return {
-            name: torch.stack([predictions[name] for predictions in passes]).mean(dim=0)
-            for name in ("joints_mm", "peaks")
-        }
+        joints, peaks = zip(*((predictions["joints_mm"], predictions["peaks"]) for predictions in passes), strict=True)
+        return {"joints_mm": torch.stack(joints).mean(dim=0), "peaks": torch.stack(peaks).mean(dim=0)}
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """Draw the first depth images of a batch at their cubes: true joints green, predicted ones red.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -49,7 +49,7 @@ class Classify(Supervised):
         """Make the decoding of an exported file: `probabilities` (B, C)."""
         return lambda outputs, batch: {"probabilities": outputs["logits"].softmax(dim=1)}
 
-    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def vote(self, passes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Average the probabilities (B, C) of several passes over varied input."""
         return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -67,6 +67,11 @@ class Segment(Supervised):
     evaluation_arguments = frozenset({"blocks", "fragments_m", "lift", "max_points", "origin"})
 
     @property
+    def protocol(self) -> str:  # type: ignore[override]
+        """How clouds are predicted in evaluation: by `fragments`, `windows` or `blocks`, or a point as its `voxel`."""
+        return self._whole_protocol if self.windows is None else self.windows.protocol
+
+    @property
     def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and cannot be in a file of it."""
         steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
@@ -111,6 +116,7 @@ class Segment(Supervised):
             raise ConfigError(
                 "segment: max_points, blocks and fragments_m divide clouds, not range images; leave them out"
             )
+        self._whole_protocol = "voxel" if hasattr(model, "grid_m") else ""
         self.windows: Windows | None = None
         if blocks is not None:
             self.windows = BlockWindows(
@@ -138,14 +144,17 @@ class Segment(Supervised):
         self.on_phase_end("loss")
         return sums, self.postprocess(outputs, batch)
 
-    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Average the probabilities (P, C) of several passes over varied input."""
-        sizes = {len(predictions["probabilities"]) for predictions in passes}
-        assert len(sizes) == 1, f"passes answer for {sizes} points; voting needs the same points in every pass"
-        total = passes[0]["probabilities"].clone()
-        for predictions in passes[1:]:
+    def vote(self, passes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Average the probabilities (P, C) of several passes over varied input, of which two at a time are kept."""
+        remaining = iter(passes)
+        first = next(remaining)
+        total, count = first["probabilities"].clone(), 1
+        for predictions in remaining:
+            sizes = len(total), len(predictions["probabilities"])
+            assert len({*sizes}) == 1, f"passes answer for {sizes} points; voting needs the same points in every pass"
             total += predictions["probabilities"]
-        return {**passes[0], "probabilities": total / len(passes)}
+            count += 1
+        return {**first, "probabilities": total / count}
 
     def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
         """Return the share of labelled points or pixels of each sample (B,) that are predicted wrongly."""

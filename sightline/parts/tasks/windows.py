@@ -23,7 +23,9 @@ _BLOCKS_AT_ONCE = 16
 
 
 class Windows(Protocol):
-    """Interface of windows: compute the logits (P, C) of one cloud from those of its windows."""
+    """Interface of windows: compute the logits (P, C) of one cloud from those of its windows; `protocol` names them."""
+
+    protocol: str
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor: ...
 
@@ -34,6 +36,8 @@ class SphereWindows:
     A cloud with no more points is one window, all of it. The points of a window keep their order.
     Source: the test of POSTECH-CVLab's Point Transformer on S3DIS, after Zhao et al. 2021.
     """
+
+    protocol = "windows"
 
     def __init__(self, *, max_points: int, origin: Origin) -> None:
         self.max_points = max_points
@@ -54,6 +58,8 @@ class BlockWindows:
     repeated points of the column, whose predictions count like any other.
     Source: Qi et al. 2017 (PointNet), section 5.1 (blocks of 1 m), and its code (stride one half at test).
     """
+
+    protocol = "blocks"
 
     def __init__(self, *, size_m: float, stride_m: float, num_points: int) -> None:
         self.size_m = size_m
@@ -92,9 +98,13 @@ class FragmentWindows:
     """Fragments of a grid: clouds of one point in each cube of `size_m`, as many as the fullest cube has points.
 
     Together they hold every point; a cube of fewer points repeats them, and their predictions count like any other.
-    Probabilities are averaged: the logits are the logarithms of their mean. One fragment is predicted at a time.
+    Probabilities are averaged: the logits are the logarithms of their mean. One fragment is predicted at a time. With
+    views (`evaluate.votes`) the means of the views are averaged; the published code adds up all predictions of a point,
+    so that a view in which its cube is predicted more often counts more.
     Source: the test of Pointcept (its GridSample and SemSegTester), after Wu et al. 2022 and 2024.
     """
+
+    protocol = "fragments"
 
     def __init__(self, *, size_m: float) -> None:
         self.size_m = size_m

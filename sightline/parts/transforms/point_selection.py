@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.transform import Transform
@@ -78,7 +78,7 @@ class PointSelector(Transform):
 class SamplePoints(PointSelector):
     """Sampling of `num_points` points of each cloud, none twice: its first ones, or a random subset in random order.
 
-    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins again.
+    A cloud of fewer points is an error or keeps all of them, and then begins again with `if_fewer: repeat`.
     `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of the kept point closest to
     each (a kept point's is its own), and `whole_label`; then no transform that chooses or reorders points may follow.
     Raises DataError for clouds with fewer points; ConfigError for `score_all` if the labels are of whole clouds.
@@ -99,7 +99,7 @@ class SamplePoints(PointSelector):
         *,
         num_points: Count,
         order: Literal["first", "random"] = "random",
-        if_fewer: Literal["refuse", "repeat"] = "refuse",
+        if_fewer: Literal["refuse", "repeat", "keep"] = "refuse",
         score_all: bool = False,
     ) -> None:
         self.num_points = num_points
@@ -113,9 +113,10 @@ class SamplePoints(PointSelector):
         if available < self.num_points and self.if_fewer == "refuse":
             raise DataError(
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
-                f"set num_points to at most {available}, or if_fewer: repeat"
+                f"set num_points to at most {available}, or if_fewer: repeat or keep"
             )
-        rows = torch.arange(self.num_points, device=points.device) % available
+        num_rows = min(self.num_points, available) if self.if_fewer == "keep" else self.num_points
+        rows = torch.arange(num_rows, device=points.device) % available
         if self.order == "first":
             return PointSelection(rows.expand(num_clouds, -1))
         return PointSelection(draws.permutation(available).index_select(1, rows))
@@ -181,6 +182,7 @@ class DropPoints(PointSelector):
 
     The number of points is unchanged; the copies have the first point's normal, channels, features and part too. With
     `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
+    `ratio` is the share, rounded to whole points, in place of a uniform one. A cloud is changed with a `probability`.
 
     >>> import torch
     >>> from sightline.contract.draws import Draws
@@ -191,28 +193,53 @@ class DropPoints(PointSelector):
     tensor(True)
 
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
-    Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
+    Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5); Wu et al. 2022 (Point Transformer V2), its
+    training code (no copies, a ratio of 0.2 with a probability of 0.2).
     """
 
-    def __init__(self, *, max_ratio: Probability = 0.875, fill: Literal["first", "none"] = "first") -> None:
+    def __init__(
+        self,
+        *,
+        max_ratio: Probability = 0.875,
+        ratio: FractionBelowOne | None = None,
+        fill: Literal["first", "none"] = "first",
+        probability: Probability = 1.0,
+    ) -> None:
+        if ratio is not None and max_ratio != 0.875:
+            raise ConfigError("drop_points: ratio stands in place of max_ratio; take one of them out")
         self.max_ratio = max_ratio
+        self.ratio = ratio
         self.fill = fill
+        self.probability = probability
 
-    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
-        ratio_B1, uniform_BN = draws.uniform(1, high=self.max_ratio), draws.uniform(points.shape[1])
-        if self.fill == "first":
-            return PointSelection(index_after_drop(uniform_BN, ratio_B1))
-        if len(points) != 1:
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection | None:
+        if self.fill == "none" and len(points) != 1:
             raise DataError(
                 f"drop_points: got {len(points)} clouds stacked, which cannot come to differ in size; take fill: first"
             )
-        return PointSelection((uniform_BN > ratio_B1).nonzero()[:, 1][None])
+        index = self._index_after_drop(draws, points.shape[1])
+        if self.probability < 1:
+            own_index = torch.arange(points.shape[1], device=points.device)
+            is_unchanged_B1 = draws.stream("gate").uniform(1) >= self.probability
+            index = torch.where(is_unchanged_B1, own_index, index)
+        if self.fill == "first":
+            return PointSelection(index.clamp(min=0))
+        return PointSelection(index[index >= 0][None])
+
+    def _index_after_drop(self, draws: Draws, num_points: int) -> Tensor:
+        """Return each point's own index, or -1 if it is dropped: int64 (B, N)."""
+        if self.ratio is None:
+            ratio_B1, uniform_BN = draws.uniform(1, high=self.max_ratio), draws.uniform(num_points)
+            return index_after_drop(uniform_BN, ratio_B1, dropped=-1)
+        order = draws.permutation(num_points)
+        kept = order[:, round(self.ratio * num_points) :] if self.ratio else order
+        return torch.full_like(order, -1).scatter(1, kept, kept)
 
 
-def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
-    """Return each point's own index, or 0 if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
+def index_after_drop(uniform: Tensor, ratio: Tensor, *, dropped: int = 0) -> Tensor:
+    """Return each point's own index, or `dropped` if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
     own_index = torch.arange(uniform.shape[1], device=uniform.device).expand_as(uniform)
-    return torch.where(uniform <= ratio, torch.zeros_like(own_index), own_index)
+    return torch.where(uniform <= ratio, torch.full_like(own_index, dropped), own_index)
 
 
 def _point_labels(label: Tensor) -> Tensor:

@@ -104,8 +104,9 @@ class Scale(Transform):
 class Rotate(Transform):
     """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
-    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space. 3D boxes turn
-    about z alone; raises DataError for boxes and another axis.
+    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space. The axis goes
+    through the origin, or through the middle of the cloud's bounding box (`about: middle`). A cloud is rotated with a
+    `probability`. 3D boxes turn about z alone; raises DataError for boxes and another axis.
 
     >>> import torch
     >>> from sightline.contract.draws import Draws
@@ -115,7 +116,8 @@ class Rotate(Transform):
     >>> turned[..., 2], turned[..., :2].norm(dim=2)  # height and distance from the axis stay
     (tensor([[7.]]), tensor([[5.]]))
 
-    Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
+    Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations); Choy et al. 2019
+    (Minkowski networks), training code (tilts of pi / 64 about x and y).
     """
 
     moves_points = True
@@ -126,6 +128,8 @@ class Rotate(Transform):
         up_axis: UpAxis,
         axis: Literal["up", "x", "y", "z", "any"] = "up",
         max_angle_rad: NonNegativeFloat = math.pi,
+        about: Literal["origin", "middle"] = "origin",
+        probability: Probability = 1.0,
     ) -> None:
         if axis == "any" and max_angle_rad < math.pi:
             raise ConfigError(
@@ -134,6 +138,8 @@ class Rotate(Transform):
             )
         self.axis: Literal["x", "y", "z", "any"] = up_axis if axis == "up" else axis
         self.max_angle_rad = max_angle_rad
+        self.is_about_middle = about == "middle"
+        self.probability = probability
 
     def __call__(
         self,
@@ -147,7 +153,20 @@ class Rotate(Transform):
         if boxes is not None and self.axis != "z":
             raise DataError(f"rotate: boxes stand upright and turn about z, found axis '{self.axis}'; set axis: z")
         matrix = self._matrix(draws)
-        return {**_rotate_fields(matrix, points, normals), **turn_boxes(matrix, boxes, velocity)}
+        if self.probability < 1:
+            is_turned = draws.stream("gate").uniform(1, 1) < self.probability
+            matrix = torch.where(is_turned, matrix, torch.eye(3, dtype=matrix.dtype, device=matrix.device))
+        if not self.is_about_middle:
+            return {**_rotate_fields(matrix, points, normals), **turn_boxes(matrix, boxes, velocity)}
+        middle = (points.amin(dim=1, keepdim=True) + points.amax(dim=1, keepdim=True)) / 2
+        turned = _rotate_fields(matrix, points - middle, normals)
+        moved_boxes = turn_boxes(matrix, shift_boxes(-middle, boxes).get("boxes"), velocity)
+        return {
+            **turned,
+            "points": turned["points"] + middle,
+            **moved_boxes,
+            **shift_boxes(middle, moved_boxes.get("boxes")),
+        }
 
     def _matrix(self, draws: Draws) -> Tensor:
         if self.axis == "any":
@@ -273,6 +292,35 @@ class Flip(Transform):
         if normals is not None:
             changed["normals"] = normals * sign_B13
         return changed
+
+
+@registry.transforms.add("clip_points")
+class ClipPoints(Transform):
+    """Clipping of coordinates to an extent: points outside move to its border, with their labels. Draws nothing.
+
+    `extent_m` are the lowest x, y, z and the highest. Points of LiDAR scans without a return stay at the origin. In
+    evaluation the points that moved are scored like all others, in the voxels of the border.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import ClipPoints
+    >>> points = torch.tensor([[[1.0, 50.0, -9.0]]])
+    >>> ClipPoints(extent_m=(-35.2, -35.2, -4.0, 35.2, 35.2, 2.0))(Draws.from_seed(0), points=points)["points"]
+    tensor([[[ 1.0000, 35.2000, -4.0000]]])
+
+    Source: Wu et al. 2022 (Point Transformer V2), its code for SemanticKITTI (35.2 m, -4 to 2 m).
+    """
+
+    moves_points = True
+
+    def __init__(self, *, extent_m: tuple[float, float, float, float, float, float]) -> None:
+        if any(low >= high for low, high in zip(extent_m[:3], extent_m[3:], strict=True)):
+            raise ConfigError(f"clip_points: extent_m {[*extent_m]} has to begin with the lowest x, y and z")
+        self.extent_m = extent_m
+
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
+        low, high = points.new_tensor(self.extent_m).chunk(2)
+        return {"points": keep_missing(points, points.clamp(low, high), remission)}
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:

@@ -24,14 +24,20 @@ class BatchReader:
 
     Raises ConfigError if a transform names a field that the data set does not have, or selects points and would not
     select the rows of another field of these points; DataError if the set's own `collate` drops a key of `info.fields`.
-    `mixing_indices` are the indices of the training split, from which transforms that combine samples draw.
+    `mixing_indices` are the indices of the training split, from which transforms that combine samples draw; `is_voting`
+    tells that keys are those of passes of `evaluate.votes`, whose step is the number of the pass.
     """
 
     draw_keys = ("(draws)", "(draws of the step)")
     """Keys of a raw batch that no field can have."""
 
     def __init__(
-        self, dataset: Dataset, transforms: Sequence[NamedTransform] = (), *, mixing_indices: np.ndarray | None = None
+        self,
+        dataset: Dataset,
+        transforms: Sequence[NamedTransform] = (),
+        *,
+        mixing_indices: np.ndarray | None = None,
+        is_voting: bool = False,
     ) -> None:
         _assert_points_stay_whole(transforms, dataset.info.fields)
         _assert_pixels_move_together(transforms, dataset.info.fields)
@@ -39,8 +45,8 @@ class BatchReader:
         self.dataset = dataset
         mixing_indices = None if dataset.get_batch is not None else mixing_indices
         read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
-        arguments: Any = {"source": "the data set", "read": read, "mixing_indices": mixing_indices}
-        self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
+        arguments: Any = {"read": read, "mixing_indices": mixing_indices, "is_voting": is_voting}
+        self._transform = TransformPipeline(transforms, dataset.info.fields, source="the data set", **arguments)
         self._fields = {**dataset.info.fields, **self._transform.added}
         for name in dataset.info.features[:1]:  # the concatenation is collated like each feature
             self._fields["features"] = self._fields[name]

@@ -16,6 +16,8 @@ from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, Field, SampleKey
 
 _DrawSamples = Callable[[int], list[Batch]]
+_OF_PIPELINE = frozenset({"draw_samples", "pass_number"})
+"""Parameters of transforms that no field gives."""
 
 
 class NamedTransform(NamedTuple):
@@ -43,8 +45,9 @@ class TransformPipeline:
     `added` are the fields that transforms add to those of the samples, `made_of` what each is made of, `facts` what
     they state. A transform with a parameter `draw_samples` combines samples: it gets a function `(count) -> batches`
     that draws as many of `mixing_indices` for a sample and reads them with `read`, each as a batch of one changed by
-    the preceding transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that
-    does not exist, or combines samples outside training.
+    the preceding transforms; or None, from its `until_epoch` on. One with a parameter `pass_number` gets the number of
+    the pass of `evaluate.votes`, from 1: the pass without `transforms.vote` is 0. Raises ConfigError if a transform
+    names a field that does not exist, combines samples outside training, or asks for a pass outside `transforms.vote`.
     """
 
     def __init__(
@@ -55,23 +58,27 @@ class TransformPipeline:
         source: str,
         read: Callable[[SampleKey], Batch] | None = None,
         mixing_indices: np.ndarray | None = None,
+        is_voting: bool = False,
     ) -> None:
         self.added: dict[str, Field] = {}
         self.facts: dict[str, Any] = {}
         self.made_of: dict[str, frozenset[str]] = {}
-        self._transforms: list[tuple[str, BoundFunction, int | None, bool]] = []
+        self._transforms: list[tuple[str, BoundFunction, int | None, frozenset[str]]] = []
         self._read, self._indices = read, mixing_indices
         for index, (name, transform) in enumerate(transforms):
             available = AvailableKeys(source, {*fields, *self.added})
             _assert_takes_draws(name, transform)
-            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "draw_samples"))
-            mixes = mixes_samples(bound)
-            if mixing_indices is None and mixes:
+            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", *_OF_PIPELINE))
+            asked = _OF_PIPELINE & inspect.signature(bound.function).parameters.keys()
+            if mixing_indices is None and "draw_samples" in asked:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
-            until_epoch = transform.until_epoch
-            self._transforms.append((f"{index}.{name}", bound, until_epoch, mixes))
+            if not is_voting and "pass_number" in asked:
+                raise ConfigError(
+                    f"transform '{name}' varies the passes of evaluate.votes one by one; it belongs in transforms.vote"
+                )
+            self._transforms.append((f"{index}.{name}", bound, transform.until_epoch, asked))
             self.added |= transform.adds
             self.made_of |= dict.fromkeys(transform.adds, frozenset(bound.names))
             self.facts |= transform.facts
@@ -101,7 +108,7 @@ class TransformPipeline:
     @property
     def mixes(self) -> bool:
         """True if a transform combines samples."""
-        return any(mixes for *_, mixes in self._transforms)
+        return any("draw_samples" in asked for *_, asked in self._transforms)
 
     @property
     def functions(self) -> list[BoundFunction]:
@@ -110,10 +117,14 @@ class TransformPipeline:
 
     def apply_one(self, index: int, batch: Batch, keys: Sequence[SampleKey], draws: Draws | None = None) -> Batch:
         """Return the batch after the transform of this index alone, with its random numbers for these keys."""
-        stream, bound, until_epoch, mixes = self._transforms[index]
+        stream, bound, until_epoch, asked = self._transforms[index]
         transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
-        mixing = {"draw_samples": self._make_draw(transform_draws, keys, index, until_epoch)} if mixes else {}
-        changed = bound.function(transform_draws, **mixing, **bound.select(batch))
+        given: dict[str, Any] = {}
+        if "draw_samples" in asked:
+            given["draw_samples"] = self._make_draw(transform_draws, keys, index, until_epoch)
+        if "pass_number" in asked:
+            (given["pass_number"],) = {key.step for key in keys}
+        changed = bound.function(transform_draws, **given, **bound.select(batch))
         if not isinstance(changed, Mapping):
             raise UserError(
                 f"the transform '{self.names[index]}' returned a {type(changed).__name__}; return a dict of fields"

@@ -283,6 +283,7 @@ def _make_snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:
         "best": {"step": None, "value": None, "metric": config.evaluate.metric},
         "random": [get_rng_state()],
         "scaler": scaler.state_dict(),
+        "num_skipped": 0,
         "unwritten": [],
         "versions": {"torch": torch.__version__},
     }
