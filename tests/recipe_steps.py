@@ -54,6 +54,10 @@ _STAND_INS: dict[str, dict[str, Any]] = {
         "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
         "transforms": _both(_SCANS),
     },
+    "voxels of scans": {
+        "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
+        "transforms": _both([{"name": "rotate"}]),
+    },
     "rooms": {"data": {"name": "synthetic_rooms", "points_per_m2": 10, **_SIZES}, "transforms": _both(_ROOMS)},
     "intrapoint": {"data": _SHAPES, "transforms": _both(_PAIRS)},
     "crosspoint": {
@@ -78,6 +82,13 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 _POINT_TRANSFORMER = {"widths": [16, 32], "strides": [1, 4], "num_blocks": [1, 1], "num_neighbours": [8, 8]}
 _POINT_BERT = {"width": 48, "num_groups": 16, "group_size": 8}
 _BALLS = {"num_centres": [32, 16], "radii": [1.0, 2.0], "num_neighbours": [8, 8]}
+_VOXEL_UNET = {
+    "stem_width": 8,
+    "encoder_widths": [8, 16],
+    "encoder_blocks": [1, 1],
+    "decoder_widths": [16, 8],
+    "decoder_blocks": [1, 1],
+}
 _SMALLER: dict[str, dict[str, Any]] = {
     "dgcnn": {"num_neighbours": 8, "neighbours_at": None},
     "pct": {"num_centres": [32, 16], "num_neighbours": 8, "neighbours_at": None},
@@ -97,6 +108,8 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "fcos": {"num_convs": 1},
     "rangenet53": {"width": 8},
     "salsanext": {"width": 8},
+    "minkunet": _VOXEL_UNET,
+    "spunet": _VOXEL_UNET,
 }
 """Arguments that fit each model to so few points, and narrow images' networks."""
 
@@ -105,6 +118,8 @@ def _kind(config: RunConfig, recipe: str) -> str:
     task, _, name = recipe.partition("/")
     if task == "contrast":
         return config.model.name
+    if task == "segment" and config.model.name == "minkunet":
+        return "voxels of scans"
     if task == "segment":
         return "rooms" if "room" in name or "s3dis" in name else "parts" if "shape" in name else "scans"
     return config.task.name
