@@ -54,9 +54,9 @@ _STAND_INS: dict[str, dict[str, Any]] = {
         "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
         "transforms": _both(_SCANS),
     },
-    "voxels": {
+    "voxels of scans": {
         "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
-        "transforms": _both([]),
+        "transforms": _both([{"name": "rotate"}]),
     },
     "rooms": {"data": {"name": "synthetic_rooms", "points_per_m2": 10, **_SIZES}, "transforms": _both(_ROOMS)},
     "intrapoint": {"data": _SHAPES, "transforms": _both(_PAIRS)},
@@ -82,6 +82,13 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 _POINT_TRANSFORMER = {"widths": [16, 32], "strides": [1, 4], "num_blocks": [1, 1], "num_neighbours": [8, 8]}
 _POINT_BERT = {"width": 48, "num_groups": 16, "group_size": 8}
 _BALLS = {"num_centres": [32, 16], "radii": [1.0, 2.0], "num_neighbours": [8, 8]}
+_VOXEL_UNET = {
+    "stem_width": 8,
+    "encoder_widths": [8, 16],
+    "encoder_blocks": [1, 1],
+    "decoder_widths": [16, 8],
+    "decoder_blocks": [1, 1],
+}
 _SMALLER: dict[str, dict[str, Any]] = {
     "dgcnn": {"num_neighbours": 8, "neighbours_at": None},
     "pct": {"num_centres": [32, 16], "num_neighbours": 8, "neighbours_at": None},
@@ -101,6 +108,8 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "fcos": {"num_convs": 1},
     "rangenet53": {"width": 8},
     "salsanext": {"width": 8},
+    "minkunet": _VOXEL_UNET,
+    "spunet": _VOXEL_UNET,
 }
 """Arguments that fit each model to so few points, and narrow images' networks."""
 
@@ -114,7 +123,7 @@ def _kind(config: RunConfig, recipe: str) -> str:
             return "parts"
         if any(word in name for word in ("room", "s3dis", "scannet")):
             return "rooms"
-        return "voxels" if config.model.name in ("minkunet", "spunet") else "scans"
+        return "voxels of scans" if config.model.name in ("minkunet", "spunet", "ptv3") else "scans"
     return config.task.name
 
 

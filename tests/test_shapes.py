@@ -14,7 +14,7 @@ DAILY = [
     "boxes3d/synthetic_streets_pointpillars",
     *("classify/modelnet40_dgcnn", "classify/modelnet40_point_transformer", "contrast/synthetic_shapes_crosspoint"),
     *("detect/synthetic_crowds_fcos", "pose/synthetic_hands_v2v_small", "segment/synthetic_lidar_squeezeseg"),
-    "segment/synthetic_rooms_point_transformer",
+    *("segment/synthetic_rooms_point_transformer", "segment/synthetic_rooms_spunet"),
 ]
 
 

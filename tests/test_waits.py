@@ -41,7 +41,8 @@ DAILY = [
     *("pose/synthetic_hands_v2v_small", "segment/s3dis_dgcnn", "segment/shapenet_part_pct"),
     *("segment/shapenet_part_point_bert", "segment/shapenet_part_pointnet", "segment/shapenet_part_pointnet2"),
     *("segment/squeezeseg_npy_squeezeseg", "segment/synthetic_lidar_salsanext"),
-    *("segment/synthetic_rooms_point_transformer", "segment/synthetic_shapes_point_transformer_dense"),
+    *("segment/synthetic_lidar_minkunet", "segment/synthetic_rooms_point_transformer"),
+    *("segment/synthetic_rooms_spunet", "segment/synthetic_shapes_point_transformer_dense"),
 ]
 """One recipe of each network, assigner and loss; the others differ in data and sizes."""
 

@@ -46,6 +46,12 @@ class Model(nn.Module, ABC):
     """The keys that `forward` returns, where they depend on a block that the model is made of."""
     split_for_graph: Callable[[], NetworkParts] | None = None
     """`split_for_graph()`: of one that gathers points first, its parts: an exported file has the second."""
+    make_preparation: Callable[[], Callable[..., Mapping[str, Any]]] | None = None
+    """`make_preparation()`: of one that first computes what points alone decide, a function of keys of a batch to that.
+
+    In training it runs where batches are read. It returns optional arguments of `forward`, trees of tensors, and has
+    plain values alone, for other processes.
+    """
     fit_weights: Callable[[Mapping[str, Tensor], Any], tuple[Mapping[str, Tensor], str]] | None = None
     """`fit_weights(weights, config)`: weights for `init` with a library's config beside them, fitted to this model.
 

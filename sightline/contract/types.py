@@ -13,6 +13,9 @@ Sample: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, Any]
 """Batch of samples under the same names; `sample_index` (int64) is always present."""
 
+PREPARED = "(prepared)"
+"""Key of a training batch for what a model's preparation has made of it; no field can have this name."""
+
 Collate: TypeAlias = Literal["stack", "concatenate", "list", "pad"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,12 +20,12 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.metric import Metric, find_state_fault
-from sightline.contract.model import model_output_keys
+from sightline.contract.model import Model, model_output_keys
 from sightline.contract.task import Task
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batches.sampler import BatchSampler
-from sightline.engine.batches.stream import BatchStream
+from sightline.engine.batches.stream import BatchStream, Preparation
 from sightline.engine.device.numerics import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
@@ -351,7 +351,10 @@ def _build_job(
         task=task,
         optimizer=optimizer,
         schedule=schedule,
-        stream=BatchStream(plan, data.train.reader, world.rank, config.loader.workers, config.loader.prefetch),
+        stream=BatchStream(
+            *(plan, data.train.reader, world.rank, config.loader.workers, config.loader.prefetch),
+            prepare=_bind_preparation(model, data.train.reader.keys, Precision(train.precision)),
+        ),
         num_steps=num_steps,
         loss_weights={component.name: component.weight for component in config.losses},
         precision=Precision(train.precision),
@@ -365,3 +368,12 @@ def _build_job(
         logs_gradients=config.log.gradients,
         device=world.device,
     )
+
+
+def _bind_preparation(model: nn.Module, keys: Collection[str], precision: Precision) -> Preparation | None:
+    """Bind what a model prepares to the keys of a batch; None for a model that prepares nothing."""
+    if not isinstance(model, Model) or model.make_preparation is None:
+        return None
+    batch = AvailableKeys("the data set", keys)
+    bound = bind(model.make_preparation(), batch, owner=f"the preparation of {type(model).__name__}")
+    return Preparation(bound, precision.parameter_dtype)

@@ -1,7 +1,8 @@
 """Levels of sparse voxels, each half as fine as the one before, with the kernel maps that a network's layers share.
 
-Maps depend on the cells alone. The rows of a level may be filled up to a capacity, so that steps on a GPU have few
-forms: a capacity changes no bit of what a network computes at the voxels.
+Maps depend on the cells alone, so that they are made where batches are read, beside the step before. The rows of a
+level may be filled up to a capacity, so that steps on a GPU have few forms: a capacity changes no bit of what a network
+computes at the voxels.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sightline.ops.voxels.kernel_maps import KernelMap, strided_map, submanifold_map
+from sightline.layers.cloud_layouts import as_packed
+from sightline.ops.voxels.cells import SparseVoxels, group_cells, sparse_voxels
+from sightline.ops.voxels.kernel_maps import KernelMap, neighbour_table, strided_map
 
 _FIRST_CAPACITY = 1024
 _MULTIPLE = 128
@@ -23,27 +27,28 @@ _SHARES = (1.0, 0.8, 0.6, 0.4, 0.25)
 
 @dataclass(frozen=True)
 class VoxelLevel:
-    """Voxels of S clouds at one level: `cells` (V, 3) int64 from 0 in each cloud, `offsets` (S+1,), and maps.
+    """Voxels of all clouds at one level, and the kernel maps there.
 
-    Features of a level are tables of `capacity` rows, of which the first V are voxels. `around` are the maps of
-    submanifold convolutions by size, `down` that to the next level of a convolution of size and stride 2.
+    Features of a level are tables of `capacity` rows, of which the first `num_voxels` are voxels. `tables` (capacity,
+    size^3) are those of submanifold convolutions by size, `down` the map to the next level of a convolution of size and
+    stride 2.
     """
 
-    cells: Tensor
-    offsets: Tensor
+    num_voxels: int
     capacity: int
-    around: dict[int, KernelMap]
+    tables: dict[int, Tensor]
     down: KernelMap | None
 
-    @property
-    def num_voxels(self) -> int:
-        """Number of voxels of all clouds."""
-        return self.cells.shape[0]
+    @cached_property
+    def around(self) -> dict[int, KernelMap]:
+        """The maps of submanifold convolutions by size."""
+        return {size: KernelMap.of_neighbours(table) for size, table in self.tables.items()}
 
     @cached_property
     def pointwise(self) -> KernelMap:
         """The map of a linear layer: each voxel reads itself."""
-        row = torch.arange(self.capacity, device=self.cells.device, dtype=torch.int32)
+        table = next(iter(self.tables.values()))
+        row = torch.arange(self.capacity, device=table.device, dtype=torch.int32)
         table = torch.where(row < self.num_voxels, row, -1)[:, None]
         return KernelMap(table, table)
 
@@ -54,13 +59,59 @@ class VoxelLevel:
         """
         if capacity < self.num_voxels:
             raise ValueError(f"capacity: found {capacity} for {self.num_voxels} voxels; no voxel is dropped")
-        around = {size: kernel_map.pad(capacity, capacity) for size, kernel_map in self.around.items()}
+        missing = capacity - self.capacity
+        tables = {
+            size: torch.nn.functional.pad(table, (0, 0, 0, missing), value=-1) for size, table in self.tables.items()
+        }
         down = None if self.down is None else self.down.pad(next_capacity, capacity)
-        return replace(self, capacity=capacity, around=around, down=down)
+        return replace(self, capacity=capacity, tables=tables, down=down)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Fill rows (V, C) up to the capacity with zeros."""
         return torch.nn.functional.pad(rows, (0, 0, 0, self.capacity - rows.shape[0]))
+
+
+@dataclass(frozen=True)
+class VoxelMaps:
+    """Voxels of a batch by a grid of `side`, and the levels that a network with kernels of `sizes` has on them."""
+
+    side: float
+    sizes: tuple[tuple[int, ...], ...]
+    voxels: SparseVoxels
+    levels: tuple[VoxelLevel, ...]
+
+    def fill_up(self) -> VoxelMaps:
+        """Return the maps with levels of the capacities that `choose_capacities` chooses for them."""
+        capacities = choose_capacities([level.num_voxels for level in self.levels])
+        filled = zip(self.levels, pairwise([*capacities, 0]), strict=True)
+        return replace(self, levels=tuple(level.fill_up(*rows) for level, rows in filled))
+
+
+@dataclass(frozen=True)
+class VoxelPreparation:
+    """Function from points to the `VoxelMaps` of a network with kernels of `sizes` on voxels of `side`."""
+
+    side: float
+    sizes: tuple[tuple[int, ...], ...]
+
+    def __call__(
+        self, *, points: Tensor, offsets: Tensor | None = None, cells: Tensor | None = None
+    ) -> dict[str, VoxelMaps]:
+        """Return `voxel_maps` of `points` (B, N, 3), or (P, 3) with `offsets` (S+1,); `cells` (..., 3) replace theirs.
+
+        Raises ValueError as `sparse_voxels` and the maps do.
+        """
+        packed, _, bounds = as_packed(points, None, offsets)
+        if cells is None:
+            voxels = sparse_voxels(packed, bounds, side=self.side)
+        else:
+            voxels = group_cells(cells.reshape(-1, 3), bounds)
+        levels = build_voxel_levels(voxels.cells, voxels.offsets, sizes=self.sizes)
+        return {"voxel_maps": VoxelMaps(self.side, self.sizes, voxels, tuple(levels))}
+
+    def fits(self, maps: VoxelMaps) -> bool:
+        """Return True for maps that this would make of some points: those of another network are of no use."""
+        return (self.side, self.sizes) == (maps.side, maps.sizes)
 
 
 def build_voxel_levels(cells: Tensor, offsets: Tensor, *, sizes: Sequence[Sequence[int]]) -> list[VoxelLevel]:
@@ -70,12 +121,12 @@ def build_voxel_levels(cells: Tensor, offsets: Tensor, *, sizes: Sequence[Sequen
     """
     levels = []
     for number, level_sizes in enumerate(sizes):
-        around = {size: submanifold_map(cells, offsets, size=size) for size in level_sizes}
+        tables, count = {size: neighbour_table(cells, offsets, size=size) for size in level_sizes}, cells.shape[0]
         if number + 1 == len(sizes):
-            levels.append(VoxelLevel(cells, offsets, len(cells), around, None))
+            levels.append(VoxelLevel(count, count, tables, None))
             break
         coarse = strided_map(cells, offsets, size=2, stride=2)
-        levels.append(VoxelLevel(cells, offsets, len(cells), around, coarse.map))
+        levels.append(VoxelLevel(count, count, tables, coarse.map))
         cells, offsets = coarse.cells, coarse.offsets
     return levels
 

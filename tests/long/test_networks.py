@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.v2v import V2V
+from sightline.config import read_config
 from sightline.engine.distributed import World
 from sightline.published.translation import convert_state_dict
 from tests.compare import test_planted
@@ -18,11 +19,13 @@ from tests.contract.run_toys import run as run_toy
 from tests.contract.toys import TOYS
 from tests.doctor.oracles.test_examine import MODELS, assert_nothing_wrong
 from tests.engine import test_range_image_conversion as range_images
+from tests.engine.test_prepared_batches import ROOMS, count_forms
 from tests.engine.test_range_image_conversion import _components  # noqa: F401  the data set that these runs name
 from tests.golden_parity import assert_near_largest, load_golden
 from tests.models.small_models import OURS
 from tests.models.test_cloud_parity import GOLDEN, LARGEST, assert_agrees
 from tests.models.test_v2v import LAYOUT
+from tests.processes import ROOT
 
 # --- the largest networks against their authors' code -----------------------------------------------------------------
 
@@ -93,3 +96,12 @@ def test_nothing_of_the_other_models_is_wrong(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(OURS) - set(test_planted.MODELS)))
 def test_the_other_models_equal_themselves(name: str) -> None:
     test_planted.assert_equals_itself(name)
+
+
+# --- steps on sparse voxels -------------------------------------------------------------------------------------------
+
+
+def test_nine_of_ten_steps_on_rooms_have_one_of_four_forms() -> None:
+    """The third epoch of the recipe: what augmentations and the shuffle make of its rooms."""
+    forms = count_forms(read_config(ROOT / "configs" / f"{ROOMS}.yaml"), epoch=2)
+    assert sum(count for _, count in forms.most_common(4)) >= 0.9 * sum(forms.values())

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from sightline.contract.binding import BoundFunction
 from sightline.contract.errors import DataError, RunError, UserError
-from sightline.contract.types import Batch, SampleKey
+from sightline.contract.pytree import tree_cast
+from sightline.contract.types import PREPARED, Batch, SampleKey
 from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.batches.workers import WorkerContext, WorkerStopEvent, worker_setup
 from sightline.engine.failures import rank_label, worker_exit_message
@@ -36,24 +38,56 @@ _TOO_MANY_FILES = "no file handle is left to read data by workers; raise the lim
 
 @dataclass(frozen=True)
 class BatchStream:
-    """Batches of one process, by step and micro-batch; worker processes, if any, read ahead."""
+    """Batches of one process, by step and micro-batch; worker processes, if any, read ahead.
+
+    `prepare` adds to each batch of `reader`, in the process that reads it, what the network computes of it first.
+    """
 
     plan: BatchSampler
     reader: BatchLoader
     rank: int = 0
     workers: int = 0
     prefetch: int = 2
+    prepare: Callable[[Batch], Batch] | None = None
 
     def iterate(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of steps `step` to `num_steps`, in order; closing the generator ends the workers."""
         keys = _iterate_keys(self.step_keys, step, num_steps)
-        with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
+        reader = self.reader if self.prepare is None else _PreparingReader(self.reader, self.prepare)
+        with contextlib.closing(read_batches(reader, keys, self.workers, self.prefetch)) as batches:
             for step_index in range(step, num_steps):
                 yield [next(batches) for _ in self.step_keys(step_index)]
 
     def step_keys(self, step: int) -> list[list[SampleKey]]:
         """Return the keys of each micro-batch of a step, of this process."""
         return [micro[self.rank] for micro in self.plan.step_keys(step)]
+
+
+@dataclass(frozen=True)
+class _PreparingReader:
+    reader: BatchLoader
+    prepare: Callable[[Batch], Batch]
+
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+        return self.prepare(self.reader(keys))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Function that adds to a batch, under `PREPARED`, what a model's `make_preparation` makes of it.
+
+    It is made of numbers of `float_dtype`, as they are sent to the model.
+    """
+
+    bound: BoundFunction
+    float_dtype: torch.dtype
+
+    def __call__(self, batch: Batch) -> Batch:
+        arguments = tree_cast(self.bound.select(batch), self.float_dtype)
+        try:
+            return {**batch, PREPARED: self.bound.function(**arguments)}
+        except ValueError:  # of these points: the forward pass raises it, where errors of a step are explained
+            return batch
 
 
 def _iterate_keys(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: int) -> Iterator[list[SampleKey]]:

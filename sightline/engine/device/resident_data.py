@@ -117,6 +117,9 @@ def find_device_data(
     Samples stay on the device if all of them together take at most `max_bytes`, and are the same in another epoch.
     """
     reader = stream.reader
+    if stream.prepare is not None:
+        logger.info("transforms run on the host: the network's first numbers are made of their results there")
+        return None
     if not _is_raw_reader(reader) or not reader.can_finish:
         logger.info("transforms run on the host: the data set is read sample by sample, or a transform mixes samples")
         return None

@@ -58,11 +58,16 @@ class SparseVoxels(NamedTuple):
         """
         return self.order[self.starts[:-1] + draws % self.num_points]
 
-    def average(self, values: Tensor) -> Tensor:
-        """Average values (N, ...) of the points of each voxel: (V, ...), added in the order of the points."""
+    def average(self, values: Tensor, capacity: int | None = None) -> Tensor:
+        """Average values (N, ...) of the points of each voxel: (V, ...), added in the order of the points.
+
+        With a `capacity` of at least V the result has so many rows, the further ones 0.
+        """
+        num_rows = len(self.cells) if capacity is None else capacity
+        starts = torch.cat([self.starts, self.starts[-1:].expand(num_rows - len(self.cells))])
         rows = values[self.order].flatten(1)
-        sums, counts = scatter_rows(rows[None], self.starts[None], len(self.cells), layout="bounds")
-        return (sums[0] / counts[0, :, None]).reshape(len(self.cells), *values.shape[1:])
+        sums, counts = scatter_rows(rows[None], starts[None], num_rows, layout="bounds")
+        return (sums[0] / counts[0, :, None].clamp(min=1)).reshape(num_rows, *values.shape[1:])
 
     def highest(self, values: Tensor) -> Tensor:
         """Return the highest of each column of values (N, C) over the points of each voxel: (V, C).

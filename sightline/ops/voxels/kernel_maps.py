@@ -34,6 +34,11 @@ class KernelMap(NamedTuple):
     table: Tensor
     reverse: Tensor
 
+    @classmethod
+    def of_neighbours(cls, table: Tensor) -> KernelMap:
+        """Return the map of a submanifold convolution by its table (N, K): what reads a voxel is read by it."""
+        return cls(table, table.flip(1))
+
     def inverted(self) -> KernelMap:
         """Return the map of the inverse convolution: from the outputs back to the inputs, with the same kernel."""
         return KernelMap(self.reverse, self.table)
@@ -65,11 +70,16 @@ def submanifold_map(cells: Tensor, offsets: Tensor, *, size: int) -> KernelMap:
     Of several voxels in one cell, the centre reads the own row, the other places the first. Raises ValueError for an
     even size, cells below 0, and cells that a number of 64 bits cannot name.
     """
+    return KernelMap.of_neighbours(neighbour_table(cells, offsets, size=size))
+
+
+def neighbour_table(cells: Tensor, offsets: Tensor, *, size: int) -> Tensor:
+    """Return the table (N, size^3) int32 of `submanifold_map`, which is half of the map: its reverse is the mirror."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: found {size}, expected an odd number: the middle of the kernel is at the voxel itself")
     assert_packed(cells, offsets, name="cells")
-    table = _neighbour_table(cells.long(), offsets_to_batch(offsets, cells.shape[0]), size)
-    return KernelMap(table, table.flip(1))
+    table: Tensor = _neighbour_table(cells.long(), offsets_to_batch(offsets, cells.shape[0]), size)
+    return table
 
 
 def strided_map(

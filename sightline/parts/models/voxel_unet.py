@@ -21,12 +21,11 @@ from sightline.contract.arguments import Count, PositiveFloat, Width
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.layers.cloud_layouts import as_packed, packed_channels
+from sightline.layers.cloud_layouts import packed_channels
 from sightline.layers.sparse_convolution import SparseConvolution, SparseConvolutionNorm, SparseResidualBlock
-from sightline.layers.voxel_levels import VoxelLevel, build_voxel_levels, choose_capacities
+from sightline.layers.voxel_levels import VoxelLevel, VoxelMaps, VoxelPreparation
 from sightline.ops.points.distances import assert_finite_rows
 from sightline.ops.segments.offsets import locate_row
-from sightline.ops.voxels.cells import SparseVoxels, group_cells, sparse_voxels
 from sightline.ops.waits import is_exporting, is_on_host
 
 
@@ -139,48 +138,34 @@ class VoxelUNet(Model):
         features: Tensor | None = None,
         offsets: Tensor | None = None,
         cells: Tensor | None = None,
+        voxel_maps: VoxelMaps | None = None,
     ) -> VoxelUNetOutput:
         """Predict from `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in metres; `features` (..., F).
 
         Points in one cell of the grid are averaged, and get the same logits. `cells` (..., 3), whole numbers, replace
-        the cells that the coordinates are in. Raises ValueError for numbers that are not finite.
+        the cells that the coordinates are in. `voxel_maps` are those of `make_preparation` for these points: without
+        them they are made here, which waits for a GPU. Raises ValueError for numbers that are not finite.
         """
         if is_exporting():
             raise UserError(
                 "export: a network on sparse voxels cannot be in a file: how many voxels there are depends on the "
                 "points; use it by `sightline predict`, `sightline serve` or sightline.load_run"
             )
-        packed, _, bounds = as_packed(points, features, offsets)
-        values, voxels = self._average(points, features, offsets, packed, bounds, cells)
-        logits = self.compute(values, self._build_levels(voxels))
-        return {"logits": logits[voxels.inverse].view(*points.shape[:-1], self.num_classes)}
-
-    def _average(
-        self,
-        points: Tensor,
-        features: Tensor | None,
-        offsets: Tensor | None,
-        packed: Tensor,
-        bounds: Tensor,
-        cells: Tensor | None,
-    ) -> tuple[Tensor, SparseVoxels]:
-        """Return the features (V, C) of the voxels, and the voxels."""
-        _, channels, _ = packed_channels(points, features, offsets, in_channels=self.in_channels)
+        _, channels, bounds = packed_channels(points, features, offsets, in_channels=self.in_channels)
         assert_finite_rows(channels, lambda row: locate_row(row, bounds), name="points and features")
-        if cells is None:
-            voxels = sparse_voxels(packed, bounds, side=self.grid_m)
-        else:
-            voxels = group_cells(cells.reshape(-1, 3), bounds)
-        return voxels.average(channels[:, 3:] if self.inputs == "features" else channels), voxels
+        prepare = self.make_preparation()
+        if voxel_maps is None or not prepare.fits(voxel_maps):
+            voxel_maps = prepare(points=points, offsets=offsets, cells=cells)["voxel_maps"]
+        maps = voxel_maps if is_on_host(channels) else voxel_maps.fill_up()
+        self._assert_statistics(maps.levels)
+        channels = channels[:, 3:] if self.inputs == "features" else channels
+        logits = self.compute(maps.voxels.average(channels, maps.levels[0].capacity), maps.levels)
+        return {"logits": logits[maps.voxels.inverse].view(*points.shape[:-1], self.num_classes)}
 
-    def _build_levels(self, voxels: SparseVoxels) -> list[VoxelLevel]:
+    def make_preparation(self) -> VoxelPreparation:
+        """Return the function that makes `voxel_maps` of points."""
         sizes = [{*self.stem_sizes, 3}, *[{3}] * len(self.encoder)]
-        levels = build_voxel_levels(voxels.cells, voxels.offsets, sizes=[sorted(each) for each in sizes])
-        if not is_on_host(voxels.cells):
-            capacities = choose_capacities([level.num_voxels for level in levels])
-            levels = [level.fill_up(*rows) for level, rows in zip(levels, pairwise([*capacities, 0]), strict=True)]
-        self._assert_statistics(levels)
-        return levels
+        return VoxelPreparation(self.grid_m, tuple(tuple(sorted(each)) for each in sizes))
 
     def compute(self, values: Tensor, levels: Sequence[VoxelLevel]) -> Tensor:
         """Compute the logits (N, num_classes) of voxels from their features (V, C); N is the first level's capacity."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
+from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error, select_arguments
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, bad_count_error, cast_forward
 from sightline.contract.task import AllReduce, Task
-from sightline.contract.types import Batch
+from sightline.contract.types import PREPARED, Batch
 from sightline.ops.waits import require
 
 Decoder = Callable[[Mapping[str, Tensor], Batch], dict[str, Tensor]]
@@ -80,8 +80,9 @@ class Supervised(Task):
         return model(**self.inputs(batch))
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Select the model's inputs from a batch."""
-        return self._forward.select(batch)
+        """Select the model's inputs from a batch, with what is prepared of them."""
+        prepared = select_arguments(self._forward.function, batch.get(PREPARED, {}))
+        return {**self._forward.select(batch), **prepared}
 
     def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Compute the outputs for predictions: those of one pass, unless a task divides samples into windows."""
