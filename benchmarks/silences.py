@@ -71,7 +71,9 @@ def measure_silences(config: str, folder: Path, limit_s: float) -> dict[str, Any
         finally:
             process.kill()
             process.wait()
-    gaps = [(now[0] - then[0], now[1] - then[1], said[place]) for place, (then, now) in enumerate(zip(times, times[1:]))]
+    gaps = [
+        (now[0] - then[0], now[1] - then[1], said[place]) for place, (then, now) in enumerate(zip(times, times[1:]))
+    ]
     return {
         "has_stepped": has_stepped,
         "first_line_s": gaps[0][:2] if gaps else None,

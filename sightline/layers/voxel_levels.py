@@ -27,7 +27,7 @@ _SHARES = (1.0, 0.8, 0.6, 0.4, 0.25)
 
 @dataclass(frozen=True)
 class VoxelLevel:
-    """Voxels of all clouds at one level, and the kernel maps there.
+    """Voxels of S clouds at one level, `cells` (V, 3) from 0 in each with `offsets` (S+1,), and the kernel maps there.
 
     Features of a level are tables of `capacity` rows, of which the first `num_voxels` are voxels. `tables` (capacity,
     size^3) are those of submanifold convolutions by size, `down` the map to the next level of a convolution of size and
@@ -36,6 +36,8 @@ class VoxelLevel:
 
     num_voxels: int
     capacity: int
+    cells: Tensor
+    offsets: Tensor
     tables: dict[int, Tensor]
     down: KernelMap | None
 
@@ -123,10 +125,10 @@ def build_voxel_levels(cells: Tensor, offsets: Tensor, *, sizes: Sequence[Sequen
     for number, level_sizes in enumerate(sizes):
         tables, count = {size: neighbour_table(cells, offsets, size=size) for size in level_sizes}, cells.shape[0]
         if number + 1 == len(sizes):
-            levels.append(VoxelLevel(count, count, tables, None))
+            levels.append(VoxelLevel(count, count, cells, offsets, tables, None))
             break
         coarse = strided_map(cells, offsets, size=2, stride=2)
-        levels.append(VoxelLevel(count, count, tables, coarse.map))
+        levels.append(VoxelLevel(count, count, cells, offsets, tables, coarse.map))
         cells, offsets = coarse.cells, coarse.offsets
     return levels
 

@@ -111,7 +111,7 @@ def _is_metric(name: str) -> bool:
 
 
 def describe_unfinished(path: Path) -> str | None:
-    """Describe how far a run's training has come; None if it is finished, and for weights that were not trained here."""
+    """Describe how far a run's training has come; None if it is finished, or was not trained here."""
     is_converted = (path / "lineage.json").exists() and not (path / "metrics.jsonl").exists()
     checkpoints = list_checkpoints(path)
     if (path / "final.json").exists() or is_converted or not checkpoints:

@@ -29,8 +29,9 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     Colours are the channels red, green, blue, from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel has a colour map. A scan
     (.bin, .pcd) is also coloured by its label file, next to it or in SemanticKITTI's folders, and by labels that
-    `predict` wrote. A PLY file that `predict` wrote is coloured by its labels, with their names. Points that are NaN at x, y and z have no return and are left out, with their labels; so are points
-    that the file flags as withheld. A room, by `guess_surroundings`, is drawn as one.
+    `predict` wrote. A PLY file that `predict` wrote is coloured by its labels, with their names. Points that are NaN at
+    x, y and z have no return and are left out, with their labels; so are points that the file flags as withheld. A
+    room, by `guess_surroundings`, is drawn as one.
     Raises DataError naming the file.
     """
     scan = read_scan(path, columns=columns, no_return="nan")

@@ -36,7 +36,7 @@ def test_a_coloured_ply_file_keeps_points_colours_and_labels(tmp_path: Path) -> 
 
 def test_a_predicted_cloud_is_coloured_by_the_names_of_its_classes(tmp_path: Path) -> None:
     """Its colours are those of the labels again; a name may be any text, and a comment of other programs is none."""
-    names = ("floor", "Tür, \n\"links\"", "end_header")
+    names = ("floor", 'Tür, \n"links"', "end_header")
     write_ply(tmp_path / "a.ply", points=POINTS, colors=PALETTE[LABELS], label=LABELS, class_names=names)
     (cloud,) = view_file(tmp_path / "a.ply", name="a").stages
     labels, _ = cloud.colorings

@@ -190,7 +190,7 @@ def show_matching(
     drawn = image.draw_ignored()
     for query, row, overlap in zip(queries, rows, iou, strict=True):
         drawn.append(DrawnBox(tuple(predicted[query].tolist()), _box_color(row), style="dashed"))
-        caption = f"{image.name(row)}: IoU {overlap:.2f}".lstrip(": ") if len(rows) <= _MAX_NAMED else ""
+        caption = f"{image.name(row)}: IoU {overlap:.2f}".lstrip(": ")
         drawn.append(DrawnBox(tuple(image.boxes[row].tolist()), _box_color(row), caption))
     for row in unmatched:
         drawn.append(DrawnBox(tuple(image.boxes[row].tolist()), _UNMATCHED, f"{image.name(row)}: none", "crossed"))
