@@ -174,7 +174,8 @@ class PTv3(PatchTransformer):
     cloud of the batch needs, by the rule of their version, else they have 16. `patches: segments` are as flash
     attention computes them; `shared` ones are as large as the smallest cloud of the batch allows, and
     `shared_with_positions` add learned terms for relative positions, as the published network for S3DIS does. With
-    `consistent` and `segments` a cloud's output does not depend on others in its batch. Training needs two voxels at the coarsest level.
+    `consistent` and `segments` a cloud's output does not depend on others in its batch. Training needs two voxels at
+    the coarsest level.
     Source: Wu et al. 2024, Point Transformer V3: Simpler, Faster, Stronger; Pointcept's PTv3m1.
     """
 
