@@ -51,19 +51,7 @@ def read_depth(
     without a measurement. Raises DataError, one line, for other files, for images of another size than `size_px`
     (width, height), and if the numbers cannot be depths in mm.
     """
-    assert_regular(path)
-    suffix = path.suffix.lower()
-    if suffix == ".png":
-        image = read_depth_png(path, no_return=no_return)
-    elif suffix in (".tif", ".tiff"):
-        image = _check_numbers(_read_tiff(path), path, no_return)
-    elif suffix == ".npy":
-        image = _check_numbers(read_npy(path), path, no_return)
-    elif suffix == ".bin":
-        image = _take_out(read_windowed_depth(path), no_return)
-    else:
-        kinds = ", ".join(f"{known} ({numbers})" for known, numbers in DEPTH_KINDS.items())
-        raise DataError(f"{path}: is not a depth image of a known kind; convert it to one of {kinds}")
+    image = read_depth_numbers(path, no_return=no_return)
     _check_size(image, size_px, path)
     with np.errstate(over="ignore"):  # values too large for float32 become infinite
         depth = (image * np.float64(mm_per_unit)).astype(np.float32)
@@ -75,6 +63,22 @@ def read_depth(
             "metres, set mm_per_unit to 1000"
         )
     return depth
+
+
+def read_depth_numbers(path: Path, *, no_return: float | None = None) -> np.ndarray:
+    """Read the numbers (H, W) of a depth image in its own unit and type. Raises DataError as `read_depth`."""
+    assert_regular(path)
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        return read_depth_png(path, no_return=no_return)
+    if suffix in (".tif", ".tiff"):
+        return _check_numbers(_read_tiff(path), path, no_return)
+    if suffix == ".npy":
+        return _check_numbers(read_npy(path), path, no_return)
+    if suffix == ".bin":
+        return _take_out(read_windowed_depth(path), no_return)
+    kinds = ", ".join(f"{known} ({numbers})" for known, numbers in DEPTH_KINDS.items())
+    raise DataError(f"{path}: is not a depth image of a known kind; convert it to one of {kinds}")
 
 
 def check_marks(depth: np.ndarray, path: Path, *, mm_per_unit: float) -> None:

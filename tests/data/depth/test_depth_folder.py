@@ -67,6 +67,14 @@ def test_samples_are_the_images_and_the_labels_by_hand(source, prepared: Path) -
     assert all(len(splits) == 1 for splits in by_stretch), "neighbours in time stay together"
 
 
+@run_each("mm_per_unit, stored", [(1.0, "uint16"), (0.25, "float32")])
+def test_the_type_of_the_files_is_told_beside_the_stored_one(
+    source: tuple[Path, np.ndarray], mm_per_unit: float, stored: str
+) -> None:
+    found = registry.data.get_class("depth_folder").survey(source[0], mm_per_unit=mm_per_unit)
+    assert (found["depth_type"], found["file_depth_type"]) == (stored, "uint16")
+
+
 def test_facts_are_those_of_the_labels_and_no_constants_are_made_up(prepared: Path) -> None:
     facts = _open(prepared, "train").info.facts
     assert facts["joint_names"] == JOINTS

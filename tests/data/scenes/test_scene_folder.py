@@ -252,6 +252,29 @@ def test_labels_that_are_no_class_are_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "in", tmp_path / "set", unlabelled=0)
 
 
+def test_names_that_are_given_are_those_of_classes_txt(tmp_path: Path) -> None:
+    """A preparation by either has the same classes; others than in the file, or one twice, are refused."""
+    source = write_folder(tmp_path / "in")
+    names = ("ground", "house", "tree", "car", "boat")
+    given = prepare(source, tmp_path / "given", names=names)
+    (source / "classes.txt").write_text("\n".join(names))
+    read = prepare(source, tmp_path / "read")
+    for key in ("class_names", "class_labels", "splits", "files"):
+        assert given[key] == read[key]
+    assert given["class_names"] == [*names]
+    assert prepare(source, tmp_path / "both", names=names)["class_names"] == [*names]
+    for wrong, said in (
+        (("a", "b", "c"), r"names: \[a, b, c\] are others than in .*classes.txt; leave names out, or correct the file"),
+        (("a", "a"), r"names: \[a, a\] has an empty name, or one twice"),
+        (("a", " "), "has an empty name, or one twice"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            prepare(source, tmp_path / "wrong", names=wrong)
+    (source / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"label\[\d+\] is 2, classes are 0 to 1 by names; correct the file, complete the"):
+        prepare(source, tmp_path / "few", names=("a", "b"))
+
+
 def test_wrong_sources_are_named(tmp_path: Path) -> None:
     refuse(prepare, tmp_path / "nothing", "there is no such folder")
     source = write_folder(tmp_path / "in", count=2)

@@ -14,7 +14,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, check_marks, read_depth, read_depth_png
+from sightline.areas.pose.depth_files import (
+    DEPTH_KINDS,
+    MIN_RANGE_MM,
+    check_marks,
+    read_depth,
+    read_depth_numbers,
+    read_depth_png,
+)
 from sightline.areas.pose.sets.depth_figure import describe_figure, make_figure, read_figure
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit, SkeletonName
 from sightline.areas.pose.sets.depth_sets import (
@@ -156,6 +163,7 @@ class DepthFolder(PreparedFrames):
             "image_size_px": list(camera.size_px),
             "figure": describe_figure(figure, joints, skeleton),
             "joint_unit": joint_unit,
+            "file_depth_type": read_depth_numbers(images[0], no_return=no_return).dtype.name,
             "file_mm_per_unit": mm_per_unit,
             **({} if no_return is None else {"no_return": no_return}),
         }

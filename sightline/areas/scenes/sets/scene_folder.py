@@ -199,6 +199,7 @@ class SceneFolder(LabelledScenes):
         unit: LengthUnit,
         columns: tuple[str, ...] | None = None,
         label: str = "label",
+        names: tuple[str, ...] | None = None,
         colour_max: Literal[1, 255, 65535] | None = None,
         unlabelled: int | None = None,
         zeros: Zeros = "keep",
@@ -210,23 +211,23 @@ class SceneFolder(LabelledScenes):
         """Plan to write the scenes of a folder in native form, in metres.
 
         `columns` names the columns of files without column names; `label` is the column of labels, whole numbers from
-        0, where there is no file of labels beside a scene. They are the classes that `classes.txt` in the folder names,
-        else every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
+        0, where there is no file of labels beside a scene. They are the classes that `names`, or else `classes.txt` in
+        the folder, names from label 0 on; without either every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
         to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. Points that a file flags as
         `withheld` are dropped unless they are to be kept. `seed` draws the splits if the folder has none.
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit.
         """
-        names, label = None if columns is None else check_columns(columns), label.lower()
+        column_names, label = None if columns is None else check_columns(columns), label.lower()
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
-        if names is not None and label not in names and not all(scene.label_path for scene in scenes):
-            raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
+        if column_names is not None and label not in column_names and not all(scene.label_path for scene in scenes):
+            raise ConfigError(f"columns: [{', '.join(column_names)}] has no '{label}'; name the label's column, or set label=")
         files = {file for scene in scenes for file in scene.files}
         check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
-        classes = _find_classes(root, scenes, names, label, unlabelled, withheld)
-        first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS), withheld="keep")
+        classes = _name_classes(root, names) or _find_classes(root, scenes, column_names, label, unlabelled, withheld)
+        first = read_cloud(scenes[0].path, columns=column_names, used=(*COLOURS, *NORMALS), withheld="keep")
         reader = _SceneReader(
-            columns=names,
+            columns=column_names,
             label=label,
             classes=classes,
             unlabelled=unlabelled,
@@ -245,7 +246,7 @@ class SceneFolder(LabelledScenes):
             "orientation": f"{up_axis} up, as the files have it, from the scene's lowest corner",
             "class_names": list(classes.names),
             "class_labels": list(classes.labels),
-            "source_columns": None if names is None else list(names),
+            "source_columns": None if column_names is None else list(column_names),
             **_describe_density(scenes, reader),
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
@@ -320,6 +321,23 @@ class _Classes(NamedTuple):
     where: str
 
 
+def _name_classes(root: Path, names: tuple[str, ...] | None) -> _Classes | None:
+    """Return the classes that are named, by `names` or in classes.txt; None without either.
+
+    Raises ConfigError for a name that is empty or stands twice, and for names beside others in classes.txt.
+    """
+    in_file = read_class_names(root)
+    if names is None:
+        return None if in_file is None else _Classes(in_file, tuple(range(len(in_file))), f"the lines of {CLASSES_FILE}")
+    if not names or not all(name.strip() for name in names) or len({*names}) < len(names):
+        raise ConfigError(f"names: [{', '.join(names)}] has an empty name, or one twice; name each label once, from 0 on")
+    if in_file not in (None, names):
+        raise ConfigError(
+            f"names: [{', '.join(names)}] are others than in {root / CLASSES_FILE}; leave names out, or correct the file"
+        )
+    return _Classes(names, tuple(range(len(names))), "names")
+
+
 def _find_classes(
     root: Path,
     scenes: Sequence[ListedScene],
@@ -328,13 +346,10 @@ def _find_classes(
     unlabelled: int | None,
     withheld: Withheld,
 ) -> _Classes:
-    """Find the classes of a folder: those of classes.txt, or else one for each label that occurs.
+    """Find the classes of a folder without names: one for each label that occurs.
 
     Raises DataError for no label, and for more labels than classes are possible.
     """
-    names = read_class_names(root)
-    if names is not None:
-        return _Classes(names, tuple(range(len(names))), f"the lines of {CLASSES_FILE}")
     numbers: set[int] = set()
     for scene in scenes:
         values = _read_labels(scene, _read_marked(scene, columns, (label,), withheld), label)[1]
@@ -414,7 +429,7 @@ class _SceneReader:
             listed = f"0 to {len(labels) - 1}" if is_range else join_some([*map(str, labels)], most=_MAX_NAMED)
             raise DataError(
                 f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:.9g}, classes are {listed} by "
-                f"{self.classes.where}; correct the file, complete classes.txt, or give the number of points without a "
+                f"{self.classes.where}; correct the file, complete the names, or give the number of points without a "
                 "class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORE_INDEX, classes).astype(np.uint8)
