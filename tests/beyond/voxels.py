@@ -309,7 +309,7 @@ MUTANTS = {
     "B4.5": Edit("ops/voxels/sparse_convolution.py", "weight.transpose(1, 2), None, reverse", "weight, None, reverse"),
     "B4.6": Edit("ops/voxels/cells.py", "return cloud * (sizes[0] * steps[0])", "return 0 * cloud"),
     "B4.7": Edit(
-        "parts/models/voxel_unet.py", "logits[maps.voxels.inverse]", "logits[maps.voxels.inverse.sort().values]"
+        "parts/models/voxel_network.py", "logits[maps.voxels.inverse]", "logits[maps.voxels.inverse.sort().values]"
     ),
     "B4.8": Edit("layers/row_norm.py", "ordered_sum(wide, num_rows) / max(1, num_rows)", "wide.mean(dim=0)"),
     "B4.9": Edit(
