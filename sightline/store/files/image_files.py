@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -250,9 +250,52 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
     be black for its upper 8 bits.
     """
     with open_image(path) as image:
+        memory, mapped = _map_pixels(image)
         load_pixels(image, path)
+        if mapped is not None and image.im is mapped:
+            return _turn(_pack_pixels(memory, image.width, image.height), orientation)
         upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
         return _copy_pixels(_convert_to_rgb(upright, path))
+
+
+def _map_pixels(image: Image.Image) -> tuple[np.ndarray, Any]:
+    """Let an RGB image that is opened, and not loaded, be decoded into memory of ours, 4 bytes a pixel.
+
+    Return the memory, 0 as Pillow's own, and Pillow's image of it: None for other modes. Formats that bring an image of
+    their own replace it. A large photo exists once this way, and not beside its copy.
+    """
+    if image.mode != "RGB" or "transparency" in image.info:
+        return np.zeros(0, dtype=np.uint8), None
+    memory = np.zeros(4 * image.width * image.height, dtype=np.uint8)
+    mapped = Image.core.map_buffer(memory, image.size, "raw", 0, (image.mode, 0, 1))
+    image.im = mapped
+    return memory, mapped
+
+
+def _pack_pixels(memory: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pack pixels of 4 bytes to (height, width, 3) in their own memory, some rows at a time, and give the rest back."""
+    stored = memory.reshape(height, width, 4)
+    num_rows = max(1, _PIECE_BYTES // (4 * max(1, width)))
+    for top in range(0, height, num_rows):
+        piece = stored[top : top + num_rows, :, :3].copy()  # what is written ends before the next piece begins
+        memory[3 * width * top :][: piece.size] = piece.reshape(-1)
+    del stored
+    memory.resize(3 * width * height, refcheck=False)  # the image that Pillow mapped to it is read no more
+    return memory.reshape(height, width, 3)
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels (H, W, 3) upright, as `_TURNS`: themselves, or a new array."""
+    views = {
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: pixels[::-1].swapaxes(0, 1),
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: pixels[:, ::-1].swapaxes(0, 1),
+    }
+    return np.ascontiguousarray(views.get(orientation, pixels))
 
 
 def _copy_pixels(image: Image.Image) -> np.ndarray:

@@ -50,6 +50,41 @@ def test_orientations_are_those_of_exif(tmp_path: Path, orientation: int) -> Non
 
 
 @run_each("suffix", ["jpg", "png", "bmp", "tif", "webp"])
+@run_each("mode", ["RGB", "L", "RGBA", "P"])
+def test_pixels_are_those_of_pillow(tmp_path: Path, suffix: str, mode: str) -> None:
+    """Of every kind and orientation, in rows of more bytes than are packed at a time, too."""
+    if (suffix, mode) in (("jpg", "RGBA"), ("jpg", "P")):
+        return
+    path, draw = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    for height, width in ((37, 53), (3, 1), (4, 2**18 // 3) if suffix in ("png", "bmp") else (5, 6)):
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(path)
+        with Image.open(path) as image:
+            for orientation in UPRIGHT:
+                image.getexif()[274] = orientation
+                expected = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").convert("RGB"))
+                found = read_image(path, orientation=orientation)
+                assert np.array_equal(found, expected)
+                assert found.flags.c_contiguous
+                assert found.flags.writeable
+
+
+@run_each("suffix", ["jpg", "png", "tif", "webp"])
+def test_a_photo_exists_once_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Pillow takes no image of its size for itself, so that 4 bytes a pixel are the most that it needs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **({} if suffix == "tif" else {"quality": 90}))
+    sizes, make = list[tuple[int, int]](), Image.core.new
+    monkeypatch.setattr(Image.core, "new", lambda mode, size: (sizes.append(size), make(mode, size))[1])
+    found = read_image(tmp_path / f"a.{suffix}")
+    assert (160, 96) not in sizes
+    assert found.base is not None
+    assert found.base.nbytes == 3 * 160 * 96
+
+
+@run_each("suffix", ["jpg", "png", "bmp", "tif", "webp"])
 def test_files_that_are_cut_short_are_found_and_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
