@@ -29,10 +29,12 @@ SMALLER = {
     "pose/synthetic_hands_v2v_small": _CUBE,
     "pose/synthetic_bodies_v2v_small": _CUBE,
     "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),
+    "segment/synthetic_lidar_minkunet": ("data.num_columns=64",),
     "segment/synthetic_lidar_rangenet21": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_squeezeseg": _NARROW,
     "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
+    "segment/synthetic_rooms_spunet": ("data.points_per_m2=10",),
     "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),
 }

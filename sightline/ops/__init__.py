@@ -88,29 +88,26 @@ from sightline.ops.segments.sorted_rows import (
     segment_sum_coo,
     segment_sum_csr,
 )
-from sightline.ops.voxels.cells import SparseVoxels as SparseVoxels
-from sightline.ops.voxels.cells import group_cells as group_cells
-from sightline.ops.voxels.cells import pool_cells as pool_cells
-from sightline.ops.voxels.cells import sparse_voxels as sparse_voxels
+from sightline.ops.voxels.cells import SparseVoxels, group_cells, pool_cells, sparse_voxels
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
-from sightline.ops.voxels.kernel_maps import CoarseCells as CoarseCells
-from sightline.ops.voxels.kernel_maps import KernelMap as KernelMap
-from sightline.ops.voxels.kernel_maps import strided_map as strided_map
-from sightline.ops.voxels.kernel_maps import submanifold_map as submanifold_map
+from sightline.ops.voxels.kernel_maps import CoarseCells, KernelMap, strided_map, submanifold_map
 from sightline.ops.voxels.pillars import DroppedPoints, DynamicPillars, HardPillars, dynamic_pillars, hard_pillars
-from sightline.ops.voxels.sparse_convolution import sparse_convolution as sparse_convolution
+from sightline.ops.voxels.sparse_convolution import sparse_convolution
 from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
+    "CoarseCells",
     "DroppedPoints",
     "DynamicPillars",
     "EdgeSums",
     "GroupAll",
     "HardPillars",
+    "KernelMap",
     "Neighbours",
     "QueryAndGroup",
+    "SparseVoxels",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
@@ -153,6 +150,7 @@ __all__ = [
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "grid_cluster",
+    "group_cells",
     "grouping_operation",
     "hard_pillars",
     "heatmap_peaks",
@@ -173,6 +171,7 @@ __all__ = [
     "packed_points_in_balls",
     "points_in_balls",
     "points_in_boxes",
+    "pool_cells",
     "quaternion_matrix",
     "radius",
     "radius_graph",
@@ -204,7 +203,11 @@ __all__ = [
     "sigmoid_focal_loss",
     "soft_argmax",
     "soft_nms",
+    "sparse_convolution",
+    "sparse_voxels",
     "statistics_gradients",
+    "strided_map",
+    "submanifold_map",
     "three_interpolate",
     "three_nn",
     "uniform_quaternion",

@@ -19,7 +19,7 @@ from sightline.ops.operator import operator
 from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.segments.offsets import assert_packed, batch_to_offsets, offsets_to_batch
 from sightline.ops.segments.sums import scatter_rows
-from sightline.ops.waits import has_values, read_list, require, send_list
+from sightline.ops.waits import has_values, is_recording, read_list, require, send_list
 
 MAX_CELLS = 2**62
 """Cells of all clouds' boxes, so that a number of 64 bits names each."""
@@ -115,7 +115,7 @@ class SparseVoxels(NamedTuple):
         Source: Pointcept's GridSample of a test.
         """
         begins, counts = self.starts[:-1], self.num_points
-        for number in range(read_count(counts.max()) if len(counts) else 0):
+        for number in range(read_list(counts.max()[None])[0] if len(counts) else 0):
             yield self.order[begins + number % counts]
 
 
@@ -141,7 +141,10 @@ def sparse_voxels(points: Tensor, offsets: Tensor | None = None, *, side: float)
 
 
 def group_cells(cells: Tensor, offsets: Tensor | None = None) -> SparseVoxels:
-    """Group points by the cells (N, 3) of whole numbers that they are in, as `sparse_voxels`."""
+    """Group points by the cells (N, 3) of whole numbers that they are in, as `sparse_voxels`.
+
+    The number of voxels is read, which waits for a GPU.
+    """
     if cells.ndim != 2 or cells.shape[1] != 3 or cells.is_floating_point() or cells.dtype == torch.bool:
         found = f"{tuple(cells.shape)} {cells.dtype}"
         raise ValueError(f"cells: found {found}, expected whole numbers (N, 3): floor(coordinate / side)")
@@ -149,23 +152,33 @@ def group_cells(cells: Tensor, offsets: Tensor | None = None) -> SparseVoxels:
         offsets = send_list([0, cells.shape[0]], cells.device)
     assert_packed(cells, offsets, name="cells")
     inverse, order, starts, lowest, count = _group_cells(cells.long(), offsets)
-    num_voxels = read_count(count, otherwise=cells.shape[0])
-    starts = starts[: num_voxels + 1]
+    (starts,) = keep_first(count + 1, starts)
     first = order[starts[:-1]]
     cloud = offsets_to_batch(offsets, cells.shape[0])[first]
     voxel_offsets = batch_to_offsets(cloud, offsets.shape[0] - 1)
     return SparseVoxels(cells.long()[first] - lowest[cloud], voxel_offsets, inverse, order, starts, lowest)
 
 
-def read_count(count: Tensor, *, otherwise: int = 0) -> int:
-    """Read a number () that the size of a result depends on; `otherwise` if the tensor has no values."""
-    return int(read_list(count[None])[0]) if has_values(count) else otherwise
+def keep_first(count: Tensor, *tables: Tensor) -> list[Tensor]:
+    """Return the first `count` () rows of tables (R, ...), whose number is read; a graph has rows of that number."""
+    if has_values(count):
+        num_rows = read_list(count[None])[0]
+        return [rows[:num_rows] for rows in tables]
+    kept = (torch.arange(tables[0].shape[0], device=count.device) < count).nonzero()[:, 0]
+    return [rows[kept] for rows in tables]
+
+
+def sort_stably(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort keys (N,), equal ones in their order: the keys and their order, (N,) each."""
+    rising, order = keys.sort() if is_recording() else keys.sort(stable=True)  # ONNX's own sort is stable
+    return rising, order
 
 
 def pool_cells(cells: Tensor, offsets: Tensor, *, stride: int) -> SparseVoxels:
     """Group voxels `cells` (N, 3), at least 0, of packed clouds by the cells of a grid `stride` times as coarse.
 
-    Its `cells` are floor(cells / stride), and stay where they are: `lowest` is 0. Raises ValueError as `group_cells`.
+    Its `cells` are floor(cells / stride), and stay where they are: `lowest` is 0. The number of voxels is read, which
+    waits for a GPU. Raises ValueError as `group_cells`.
     Source: Wu et al. 2022 (Point Transformer V2), grid pooling.
     """
     if stride < 1:
@@ -186,8 +199,11 @@ def cell_keys(cells: Tensor, cloud: Tensor, *, margin: int = 0) -> tuple[Tensor,
     return cloud * (sizes[0] * steps[0]) + ((cells + margin) * steps).sum(dim=1), steps
 
 
-def require_few_cells(cells: Tensor, num_clouds: int, *, margin: int = 0) -> None:
-    """Require cells (N, 3) of at least 0 that a number of 64 bits can name; raise ValueError for others."""
+def require_few_cells(cells: Tensor, num_clouds: int | Tensor, *, margin: int = 0) -> None:
+    """Require cells (N, 3) of at least 0 that a number of 64 bits can name; raise ValueError for others.
+
+    There are `num_clouds` of them, at least one: a number, or one () on the device.
+    """
     if not cells.shape[0]:
         return
     require(
@@ -199,7 +215,7 @@ def require_few_cells(cells: Tensor, num_clouds: int, *, margin: int = 0) -> Non
     )
     sizes = cells.amax(dim=0) + 1 + 2 * margin
     require(
-        sizes.double().prod() * max(1, num_clouds) < MAX_CELLS,
+        sizes.double().prod() * num_clouds < MAX_CELLS,
         lambda: ValueError(
             f"cells: clouds of up to {sizes.tolist()} cells cannot be numbered in 64 bits; raise the side of the "
             "voxels, or remove points that are far away"
@@ -232,7 +248,7 @@ def _group_cells(cells: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor
     count, offsets = cells.shape[0], offsets.contiguous()
     cloud, lowest = offsets_to_batch(offsets, count), _find_lowest(cells, offsets)
     key, _ = cell_keys(cells - lowest[cloud], cloud)
-    rising, order = key.sort(stable=True)
+    rising, order = sort_stably(key)
     begins = torch.ones_like(rising, dtype=torch.bool)
     begins[1:] = rising[1:] != rising[:-1]
     number = begins.cumsum(0) - 1

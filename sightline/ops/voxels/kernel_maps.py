@@ -18,7 +18,7 @@ from torch import Tensor
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
 from sightline.ops.segments.offsets import assert_packed, batch_to_offsets, offsets_to_batch
-from sightline.ops.voxels.cells import cell_keys, read_count, require_few_cells
+from sightline.ops.voxels.cells import cell_keys, keep_first, require_few_cells, sort_stably
 from sightline.ops.waits import require, send_list
 
 _MOST_ROWS = 2**31 - 1
@@ -106,19 +106,15 @@ def strided_map(
     coarse, of_cloud, table, reverse, count = _stride_table(
         cells.long(), cloud, size, stride, padding, None if extent is None else list(extent)
     )
-    num_outputs = read_count(count, otherwise=coarse.shape[0])
-    coarse_offsets = batch_to_offsets(of_cloud[:num_outputs], num_clouds)
-    return CoarseCells(coarse[:num_outputs], coarse_offsets, KernelMap(table[:num_outputs], reverse))
+    coarse, of_cloud, table = keep_first(count, coarse, of_cloud, table)
+    return CoarseCells(coarse, batch_to_offsets(of_cloud, num_clouds), KernelMap(table, reverse))
 
 
 def _check_table(cells: Tensor, cloud: Tensor, size: int) -> None:
     if cells.shape[0] > _MOST_ROWS:
         raise ValueError(f"cells: {cells.shape[0]} voxels in one batch, more than 2^31; make it smaller")
-    require_few_cells(cells, _count_clouds(cloud), margin=size // 2)
-
-
-def _count_clouds(cloud: Tensor) -> int:
-    return read_count(cloud[-1]) + 1 if cloud.shape[0] else 1
+    if cells.shape[0]:
+        require_few_cells(cells, cloud[-1] + 1, margin=size // 2)
 
 
 def _list_places(size: int, device: torch.device) -> Tensor:
@@ -131,7 +127,7 @@ def _list_places(size: int, device: torch.device) -> Tensor:
 def _neighbour_table(cells: Tensor, cloud: Tensor, size: int) -> Tensor:
     """Return the row (N, size^3) int32 of the voxel at each place around each voxel, -1 for none."""
     key, steps = cell_keys(cells, cloud, margin=size // 2)
-    rising, order = key.sort(stable=True)
+    rising, order = sort_stably(key)
     moved = ((_list_places(size, cells.device) - size // 2) * steps).sum(dim=1)
     columns = []
     for number in range(size**3):
@@ -180,7 +176,7 @@ def _stride_table(
     coarse = torch.where(reads[..., None], coarse, 0)
     last = torch.iinfo(torch.int64).max
     key, _ = cell_keys(coarse.flatten(0, 1), cloud.repeat_interleave(len(steps)))
-    rising, order = torch.where(reads.flatten(), key, last).sort(stable=True)
+    rising, order = sort_stably(torch.where(reads.flatten(), key, last))
     begins = rising != last
     begins[1:] &= rising[1:] != rising[:-1]
     rank = begins.cumsum(0) - 1
@@ -188,7 +184,7 @@ def _stride_table(
     first = torch.where(begins, rank, most)
     out_cells = cells.new_zeros((most + 1, 3)).scatter(0, first[:, None].expand(-1, 3), coarse.flatten(0, 1)[order])
     out_cloud = cells.new_zeros(most + 1).scatter(0, first, cloud[order.div(len(steps), rounding_mode="floor")])
-    output = torch.empty_like(key).scatter(0, order, rank).view(num_rows, -1)
+    output = torch.empty_like(key).scatter(0, order, rank).view(num_rows, len(steps))
     number = (place[..., 0] * size + place[..., 1]) * size + place[..., 2]
     row = torch.arange(num_rows, device=device)[:, None].expand_as(output)
     slot = torch.where(reads, output * num_places + number, most * num_places)

@@ -46,7 +46,8 @@ def sparse_convolution(values: Tensor, weight: Tensor, kernel_map: KernelMap, bi
             f"of {len(weight)} places; the map is of other voxels, or of another kernel"
         )
     kind = values.device.type
-    if not (torch.is_autocast_enabled(kind) and values.dtype != torch.float64):
+    is_rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not is_rounded or values.dtype == torch.float64:
         weight, bias = weight.to(values.dtype), None if bias is None else bias.to(values.dtype)
         return _convolve_voxels(values, weight, bias, table, reverse)
     dtype = torch.get_autocast_dtype(kind)

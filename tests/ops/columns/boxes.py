@@ -15,10 +15,12 @@ from tests.ops.columns.rows import (
     Row,
     batch,
     boxes,
+    chain,
     mask,
     names,
     normal,
     offsets,
+    own_cells,
     sides,
     unit,
     upright_boxes,
@@ -46,7 +48,7 @@ SEGMENT_ROWS = [
         none="N",
         traits=names(RAGGED),
         differentiable=names("rows"),
-        reads=2,
+        reads=1,
     ),
     Row(
         "unpack",
@@ -187,6 +189,58 @@ VOXEL_ROWS += [
         lambda points, offsets: ops.dynamic_pillars(points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, 1, 1)),
         (("N",), ("N",), ("N", 3), ("N",), (), *COUNTS),
         none="N",
+    ),
+]
+
+CELLS = {"cells": whole(3, "N", 3), "offsets": offsets("N")}
+OWN_CELLS = {"cells": own_cells("N"), "offsets": offsets("N")}
+SPARSE = ((None, 3), ("S+1",), ("N",), ("N",), (None,), ("S", 3))
+VOXEL_ROWS += [
+    Row(
+        "sparse_voxels",
+        {"points": normal("N", 3), "offsets": offsets("N")},
+        lambda points, offsets: ops.sparse_voxels(points, offsets, side=0.5),
+        SPARSE,
+        none="N",
+        traits=names(RAGGED),
+        reads=1,
+    ),
+    Row("group_cells", CELLS, ops.group_cells, SPARSE, none="N", traits=names(RAGGED, NO_FLOATS), reads=1),
+    Row(
+        "pool_cells",
+        CELLS,
+        lambda cells, offsets: ops.pool_cells(cells, offsets, stride=2),
+        SPARSE,
+        none="N",
+        traits=names(RAGGED, NO_FLOATS),
+        reads=1,
+    ),
+    Row(
+        "submanifold_map",
+        CELLS,
+        lambda cells, offsets: ops.submanifold_map(cells, offsets, size=3),
+        (("N", 27), ("N", 27)),
+        none="N",
+        traits=names(NO_FLOATS),
+    ),
+    Row(
+        "strided_map",
+        OWN_CELLS,
+        lambda cells, offsets: ops.strided_map(cells, offsets, size=2, stride=2),
+        ((None, 3), ("S+1",), (None, 8), ("N", 8)),
+        none="N",
+        traits=names(RAGGED, NO_FLOATS),
+        reads=1,
+    ),
+    Row(
+        "sparse_convolution",
+        {"values": normal("N", 4), "weight": normal(3, 4, 5), "bias": normal(5), "table": chain("N")},
+        lambda values, weight, bias, table: ops.sparse_convolution(
+            values, weight, ops.KernelMap(table, table.flip(1)), bias
+        ),
+        (("N", 5),),
+        none="N",
+        differentiable=names("values", "weight", "bias"),
     ),
 ]
 

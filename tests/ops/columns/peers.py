@@ -86,7 +86,7 @@ CLUSTER_ROWS = [
         none="N",
         traits=names(RAGGED, BY_VALUES),
         label=BATCH,
-        reads=8,
+        reads=4,
     ),
 ]
 

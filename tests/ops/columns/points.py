@@ -114,7 +114,7 @@ POINT_ROWS = [
         ((None,), ("S+1",)),
         refused="N",
         traits=names(RAGGED),
-        reads=6,
+        reads=3,
     ),
     Row(
         "interpolate",

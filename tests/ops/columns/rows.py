@@ -178,6 +178,26 @@ def faces(*axes: Axis) -> Argument:
     return Argument((*axes, 3), draw)
 
 
+def own_cells(*axes: Axis) -> Argument:
+    """Cells of a grid, no two alike."""
+
+    def draw(shape: tuple[int, ...], sizes: Sizes, generator: torch.Generator) -> Tensor:
+        row = torch.arange(shape[0])
+        return torch.stack([row // 4, row % 4, row % 3], dim=1)
+
+    return Argument((*axes, 3), draw)
+
+
+def chain(*axes: Axis) -> Argument:
+    """The row before, itself, and the row after; -1 before the first and after the last."""
+
+    def draw(shape: tuple[int, ...], sizes: Sizes, generator: torch.Generator) -> Tensor:
+        near = torch.arange(shape[0])[:, None] + torch.tensor([-1, 0, 1])
+        return torch.where(near < shape[0], near, -1).int()
+
+    return Argument((*axes, 3), draw)
+
+
 # --- what has no meaning ----------------------------------------------------------------------------------------------
 
 NUMPY = "NumPy"
