@@ -1,4 +1,4 @@
-"""Batch norm over the rows of a table that may be filled up, with sums in an order that nothing changes."""
+"""Batch and layer norm over the rows of a table that may be filled up, with sums in an order that nothing changes."""
 
 from __future__ import annotations
 
@@ -88,3 +88,45 @@ class _NormaliseRows(Function):
             to_values[num_rows:] = 0
             to_values = to_values.to(values.dtype)
         return to_values, to_weight, to_bias, None, None, None, None, None
+
+
+def normalise_channels(norm: nn.LayerNorm, values: Tensor, num_rows: int) -> Tensor:
+    """Normalise each of the first `num_rows` rows of values (N, C) over its channels as `norm` does: (N, C).
+
+    Rows after them may be anything, and become 0. The bits of gradients do not depend on N, nor on the number of
+    threads. Values in half precision become float32. It has no second derivative.
+    Source: Ba et al. 2016, Layer Normalization, equation 4.
+    """
+    if is_recording() or is_transformed():
+        normed: Tensor = norm(values[:num_rows])
+        return nn.functional.pad(normed, (0, 0, 0, values.shape[0] - num_rows))
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = _NormaliseChannels.apply(wide, norm.weight, norm.bias, norm.eps, num_rows)
+    return result
+
+
+class _NormaliseChannels(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float, num_rows: int) -> Tensor:
+        normed, mean, inverse_deviation = torch.native_layer_norm(values, values.shape[1:], weight, bias, eps)
+        normed[num_rows:] = 0
+        ctx.save_for_backward(values, weight, bias, mean, inverse_deviation)
+        ctx.num_rows = num_rows
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        values, weight, bias, mean, inverse_deviation = ctx.saved_tensors
+        num_rows, to_values = ctx.num_rows, None
+        if ctx.needs_input_grad[0]:
+            mask = [True, False, False]
+            to_values, _, _ = torch.ops.aten.native_layer_norm_backward(
+                gradient.contiguous(), values, values.shape[1:], mean, inverse_deviation, weight, bias, mask
+            )
+            to_values[num_rows:] = 0
+        centred = (values - mean) * inverse_deviation
+        to_weight = ordered_sum(gradient * centred, num_rows).to(weight.dtype)
+        to_bias = ordered_sum(gradient, num_rows).to(bias.dtype)
+        return to_values, to_weight, to_bias, None, None

@@ -21,7 +21,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },
-    "models": {"models.image_classifier": "image_classifier", "models.voxel_unet": "minkunet spunet"},
+    "models": {
+        "models.image_classifier": "image_classifier",
+        "models.ptv3": "ptv3",
+        "models.voxel_unet": "minkunet spunet",
+    },
     "public": {
         "boxes.assigner": "Assigner Assignment PriorPredictions",
         "boxes.padded": "PaddedBoxes",

@@ -1,7 +1,6 @@
 """Networks on sparse voxels that label points: SpUNet and MinkUNet, U-shaped networks of sparse convolutions.
 
-A network groups the points of each cloud by the cells of a grid, computes with one vector a voxel, and gives a point
-the logits of its voxel. Both are `VoxelUNet`; they differ in stem, widths, where a stage widens, and batch norm.
+Both are `VoxelUNet`; they differ in stem, widths, where a stage widens, and batch norm.
 """
 
 from __future__ import annotations
@@ -14,25 +13,13 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Len
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Width
-from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.model import Model
-from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.layers.cloud_layouts import packed_channels
+from sightline.contract.errors import ConfigError
 from sightline.layers.sparse_convolution import SparseConvolution, SparseConvolutionNorm, SparseResidualBlock
-from sightline.layers.voxel_levels import VoxelLevel, VoxelMaps, VoxelPreparation
-from sightline.ops.points.distances import assert_finite_rows
-from sightline.ops.segments.offsets import locate_row
-from sightline.ops.waits import is_exporting, is_on_host
-
-
-class VoxelUNetOutput(TypedDict):
-    """`logits` (..., num_classes) of each point before the softmax, with the leading axes of the points."""
-
-    logits: Tensor
+from sightline.layers.voxel_levels import VoxelLevel
+from sightline.parts.models.voxel_network import VoxelNetwork
 
 
 class _Stage(nn.Module):
@@ -71,7 +58,7 @@ class _Stage(nn.Module):
         return values
 
 
-class VoxelUNet(Model):
+class VoxelUNet(VoxelNetwork):
     """U-shaped network on sparse voxels; `SpUNet` and `MinkUNet` name its sizes.
 
     `stem_sizes` are the kernels of its first convolutions. A stage of the encoder widens where it halves the
@@ -95,20 +82,15 @@ class VoxelUNet(Model):
         eps: float,
         momentum: float,
     ) -> None:
-        super().__init__()
-        if inputs == "features" and in_channels == 3:
-            raise ConfigError(
-                "inputs: features leaves the coordinates out, and this data set has no other feature of a point; "
-                "take inputs=all"
-            )
-        self.num_classes, self.in_channels, self.grid_m, self.inputs = num_classes, in_channels, grid_m, inputs
+        super().__init__(num_classes=num_classes, in_channels=in_channels, grid_m=grid_m, inputs=inputs)
         norm = {"eps": eps, "momentum": momentum}
-        stem_widths = [in_channels - 3 if inputs == "features" else in_channels, *[stem_width] * len(stem_sizes)]
+        stem_widths = [self.voxel_channels, *[stem_width] * len(stem_sizes)]
         self.stem = nn.ModuleList(
             SparseConvolutionNorm(in_channels=width_in, out_channels=width, size=size, **norm)
             for (width_in, width), size in zip(pairwise(stem_widths), stem_sizes, strict=True)
         )
         self.stem_sizes = tuple(stem_sizes)
+        self.level_sizes = (tuple(sorted({*stem_sizes, 3})), *[(3,)] * len(encoder_widths))
         ins = [stem_width, *encoder_widths[:-1]]
         self.encoder = nn.ModuleList(
             _Stage(
@@ -131,42 +113,6 @@ class VoxelUNet(Model):
         )
         self.head = SparseConvolution(in_channels=decoder_widths[-1], out_channels=num_classes, size=1, has_bias=True)
 
-    def forward(
-        self,
-        *,
-        points: Tensor,
-        features: Tensor | None = None,
-        offsets: Tensor | None = None,
-        cells: Tensor | None = None,
-        voxel_maps: VoxelMaps | None = None,
-    ) -> VoxelUNetOutput:
-        """Predict from `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in metres; `features` (..., F).
-
-        Points in one cell of the grid are averaged, and get the same logits. `cells` (..., 3), whole numbers, replace
-        the cells that the coordinates are in. `voxel_maps` are those of `make_preparation` for these points: without
-        them they are made here, which waits for a GPU. Raises ValueError for numbers that are not finite.
-        """
-        if is_exporting():
-            raise UserError(
-                "export: a network on sparse voxels cannot be in a file: how many voxels there are depends on the "
-                "points; use it by `sightline predict`, `sightline serve` or sightline.load_run"
-            )
-        _, channels, bounds = packed_channels(points, features, offsets, in_channels=self.in_channels)
-        assert_finite_rows(channels, lambda row: locate_row(row, bounds), name="points and features")
-        prepare = self.make_preparation()
-        if voxel_maps is None or not prepare.fits(voxel_maps):
-            voxel_maps = prepare(points=points, offsets=offsets, cells=cells)["voxel_maps"]
-        maps = voxel_maps if is_on_host(channels) else voxel_maps.fill_up()
-        self._assert_statistics(maps.levels)
-        channels = channels[:, 3:] if self.inputs == "features" else channels
-        logits = self.compute(maps.voxels.average(channels, maps.levels[0].capacity), maps.levels)
-        return {"logits": logits[maps.voxels.inverse].view(*points.shape[:-1], self.num_classes)}
-
-    def make_preparation(self) -> VoxelPreparation:
-        """Return the function that makes `voxel_maps` of points."""
-        sizes = [{*self.stem_sizes, 3}, *[{3}] * len(self.encoder)]
-        return VoxelPreparation(self.grid_m, tuple(tuple(sorted(each)) for each in sizes))
-
     def compute(self, values: Tensor, levels: Sequence[VoxelLevel]) -> Tensor:
         """Compute the logits (N, num_classes) of voxels from their features (V, C); N is the first level's capacity."""
         finest = levels[0]
@@ -181,24 +127,6 @@ class VoxelUNet(Model):
             values = stage(values, fine, coarse, skips.pop())
         logits: Tensor = self.head(values, finest.pointwise)
         return logits
-
-    def _assert_statistics(self, levels: Sequence[VoxelLevel]) -> None:
-        """Raise ValueError if a batch norm in training would have a single voxel for its statistics.
-
-        A synchronised one may have more on other processes, and raises its own error otherwise.
-        """
-        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
-            return
-        for number, level in enumerate(levels):
-            if level.num_voxels == 1:
-                side = self.grid_m * 2**number
-                raise ValueError(
-                    f"a single voxel of {side:g} m is left at level {number + 1} of {len(levels)} in the whole batch "
-                    f"({levels[0].num_voxels} of {self.grid_m:g} m came in), and batch norm in training needs two; "
-                    "give larger clouds or more of them in a batch (train.tail=drop where the last one is short), or "
-                    "lower grid_m"
-                )
 
 
 @registry.models.add("spunet")

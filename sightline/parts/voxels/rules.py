@@ -17,7 +17,7 @@ from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import as_packed
 from sightline.layers.voxel_levels import build_voxel_levels
 from sightline.ops.voxels.cells import sparse_voxels
-from sightline.parts.models.voxel_unet import VoxelUNet
+from sightline.parts.models.voxel_network import VoxelNetwork
 from sightline.parts.voxels.grids import GridSummary
 
 _NUM_CLOUDS = 4
@@ -29,10 +29,10 @@ _GRID = "model.grid_m"
 
 
 @measure()
-def voxel_network(run: Any) -> VoxelUNet:
+def voxel_network(run: Any) -> VoxelNetwork:
     """Find the network on sparse voxels of a run."""
     for module in run.built.job.model.modules():
-        if isinstance(module, VoxelUNet):
+        if isinstance(module, VoxelNetwork):
             return module
     raise NotApplicableError("no network on sparse voxels")
 
@@ -45,7 +45,7 @@ class GriddedPart(NamedTuple):
 
 
 @measure()
-def gridded_parts(run: Any, voxel_network: VoxelUNet) -> list[GriddedPart]:
+def gridded_parts(run: Any, voxel_network: VoxelNetwork) -> list[GriddedPart]:
     """Group the first clouds of the training and of the evaluated part by the network's grid."""
     data, facts = run.built.data, run.built.data.facts
     num_classes, ignored = int(facts.get("num_classes", 0)), facts.get("ignore_index")
@@ -97,7 +97,7 @@ def voxel_grid(gridded_parts: list[GriddedPart]) -> Iterator[Fault]:
 @measure()
 def grid_sides(run: Any) -> tuple[float, float]:
     """Return the side of the coarsest grid that thins or groups points, in training and in evaluation; 0 for none."""
-    networks = [module for module in run.built.job.model.modules() if isinstance(module, VoxelUNet)]
+    networks = [module for module in run.built.job.model.modules() if isinstance(module, VoxelNetwork)]
     of_network = networks[0].grid_m if networks else 0.0
     stages = (run.config.transforms.train, run.config.transforms.evaluate)
     sides = [
@@ -137,7 +137,7 @@ def grid_of_evaluation(grid_sides: tuple[float, float]) -> Fault | None:
     do="raise train.batch_size, let crops keep more points (crop_points), or lower model.grid_m",
     is_statistical=True,
 )
-def voxels_of_levels(run: Any, voxel_network: VoxelUNet) -> Fault | None:
+def voxels_of_levels(run: Any, voxel_network: VoxelNetwork) -> Fault | None:
     """Count the voxels of the coarsest level in the first batch of training."""
     norms = [module for module in voxel_network.modules() if isinstance(module, nn.BatchNorm1d)]
     if all(isinstance(norm, SynchronisedBatchNorm) for norm in norms):
@@ -147,7 +147,7 @@ def voxels_of_levels(run: Any, voxel_network: VoxelUNet) -> Fault | None:
         raise NotApplicableError("no batch of clouds")
     points, _, offsets = as_packed(batch["points"], None, batch.get("offsets"))
     voxels = sparse_voxels(points, offsets, side=voxel_network.grid_m)
-    num_levels = len(voxel_network.encoder) + 1
+    num_levels = len(voxel_network.level_sizes)
     coarsest = build_voxel_levels(voxels.cells, voxels.offsets, sizes=[()] * num_levels)[-1].num_voxels
     if coarsest >= _FEWEST_VOXELS:
         return None

@@ -1,0 +1,95 @@
+"""Orders of a level's voxels along space-filling curves, and the patches there that attention of its layers shares.
+
+They depend on the cells alone. Curves pass a voxel's neighbourhood from several sides, so that what the border of a
+patch parts on one, another joins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline.ops.voxels.curves import CURVES, MAX_DEPTH, curve_order
+from sightline.ops.voxels.patches import Patches, cut_patches
+from sightline.ops.waits import read_list
+
+CurveDepth = Literal["fixed", "extent", "extent_v1.5.1"]
+"""How many bits a curve has: 16 at the finest level; those of the largest cell of the batch plus 1; or without it."""
+PatchSizes = Literal["segments", "shared"]
+"""A cloud with fewer voxels than a patch is a patch alone; or all clouds have patches of the smallest one's size."""
+
+
+@dataclass(frozen=True)
+class CurveLevel:
+    """Voxels of a level along the curves in `CURVES`, and patches of up to `patch_size` of them.
+
+    `cells` (V, 3) and `offsets` (S+1,) are the level's; `order` (4, V) are its voxels along each curve, and `inverse`
+    (4, V) the place of each. With a `capacity`, features have so many rows, and patches a fixed number and size.
+    """
+
+    cells: Tensor
+    offsets: Tensor
+    order: Tensor
+    inverse: Tensor
+    patch_size: int
+    capacity: int | None = None
+
+    @cached_property
+    def patches(self) -> list[Patches]:
+        """The patches along each curve."""
+        num_voxels, num_patches = self.cells.shape[0], None
+        if self.capacity is not None:
+            num_patches = self.capacity // self.patch_size + self.offsets.shape[0] - 1
+        patches = cut_patches(self.offsets, num_voxels, size=self.patch_size, num_patches=num_patches)
+        along = (patches.along(*curve) for curve in zip(self.order, self.inverse, strict=True))
+        return [each if self.capacity is None else each.fill_up(self.capacity) for each in along]
+
+    def fill_up(self, capacity: int) -> CurveLevel:
+        """Return the level with features of `capacity` rows: no size of a patch is read any more."""
+        return replace(self, capacity=capacity)
+
+
+@dataclass(frozen=True)
+class CurveRule:
+    """How a network cuts its voxels into patches: their size, the bits of curves, and whether clouds share a size."""
+
+    patch_size: int
+    depth: CurveDepth = "fixed"
+    sizes: PatchSizes = "segments"
+
+    def choose_depth(self, cells: Tensor) -> int:
+        """Choose the bits of curves at the finest level, of voxels `cells` (V, 3)."""
+        if self.depth == "fixed" or not cells.shape[0]:
+            return MAX_DEPTH
+        largest = read_list(cells.amax()[None])[0]
+        return max(1, (largest + (self.depth == "extent")).bit_length())
+
+    def order(self, cells: Tensor, offsets: Tensor, *, depth: int) -> CurveLevel:
+        """Order the voxels `cells` (V, 3) of packed clouds along all curves of `depth` bits, at least one.
+
+        Raises ValueError for more cells along an axis than a curve has.
+        """
+        along = curve_order(cells, offsets, depth=max(1, depth))
+        patch_size = self.patch_size
+        if self.sizes == "shared":
+            bounds = torch.tensor(read_list(offsets)).diff()
+            patch_size = min(patch_size, *bounds[bounds > 0].tolist())
+        return CurveLevel(cells, offsets, along.order, along.inverse, patch_size)
+
+
+def list_permutations(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:
+    """List the curve that the first, second, ... block of each level's stages follows, by its place in `CURVES`.
+
+    Shuffled, a level permutes those of the level before, in the order that torch draws on the CPU. Source: the
+    published code of Point Transformer V3, shuffled orders.
+    """
+    permutation, permutations = list(range(len(CURVES))), []
+    for _ in range(num_levels):
+        if is_shuffled:
+            permutation = [permutation[place] for place in torch.randperm(len(CURVES)).tolist()]
+        permutations.append(permutation)
+    return permutations
