@@ -72,6 +72,8 @@ def _rule_made(key: str, kind: str, shape: tuple[int, ...]) -> Tensor:
             value = 1 + 0.1 * draw.standard_normal(shape)
         case "vector":
             value = 0.05 * draw.standard_normal(shape)
+        case "table":
+            value = 0.5 * draw.standard_normal(shape)
         case "kernel":
             value = draw.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
         case "matrix":

@@ -201,8 +201,8 @@ def _arrange_kernels(weights: Mapping[str, Tensor], library: str) -> dict[str, T
 
     spconv has (out, x, y, z, in), and reads the memory of a kernel of size 1 as (in, out); before 2.2 it had
     (x, y, z, in, out). MinkowskiEngine and torchsparse have (places, in, out) with x fastest, the latter for odd sizes
-    alone, and (in, out) for size 1. A linear layer's (out, in) becomes a kernel of size 1. Raises CheckpointError for
-    kernels of other axes.
+    alone, and (in, out) for size 1. Beside torchsparse, a linear layer's (out, in) becomes a kernel of size 1. Raises
+    CheckpointError for kernels of other axes.
     """
     arranged: dict[str, Tensor | None] = {}
     for name, value in weights.items():
@@ -212,7 +212,7 @@ def _arrange_kernels(weights: Mapping[str, Tensor], library: str) -> dict[str, T
             arranged[f"{module}.weight"] = _arrange_places(value, library) if value.ndim == 3 else value[None]
         elif leaf == "weight" and value.ndim == 5:
             arranged[name] = _arrange_axes(name, value)
-        elif leaf == "weight" and value.ndim == 2:
+        elif leaf == "weight" and value.ndim == 2 and library == "torchsparse":
             arranged[name] = value.T[None].contiguous()
         elif leaf == "bias" and value.ndim == 2:
             arranged[name] = value.flatten()
