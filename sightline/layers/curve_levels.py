@@ -1,4 +1,4 @@
-"""Patches of the voxels of each level along space-filling curves, which the attention of a network's layers shares.
+"""Orders of a level's voxels along space-filling curves, and the patches there that attention of its layers shares.
 
 They depend on the cells alone. Curves pass a voxel's neighbourhood from several sides, so that what the border of a
 patch parts on one, another joins.
@@ -6,75 +6,79 @@ patch parts on one, another joins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sightline.contract.errors import ConfigError
-from sightline.layers.voxel_levels import VoxelLevel
 from sightline.ops.voxels.curves import CURVES, MAX_DEPTH, curve_order
 from sightline.ops.voxels.patches import Patches, cut_patches
-from sightline.ops.waits import is_on_host, read_list
+from sightline.ops.waits import read_list
 
 CurveDepth = Literal["fixed", "extent", "extent_v1.5.1"]
 """How many bits a curve has: 16 at the finest level; those of the largest cell of the batch plus 1; or without it."""
-PatchRule = Literal["segments", "shared"]
+PatchSizes = Literal["segments", "shared"]
 """A cloud with fewer voxels than a patch is a patch alone; or all clouds have patches of the smallest one's size."""
 
 
 @dataclass(frozen=True)
 class CurveLevel:
-    """Voxels of a level: `patches` along each of the curves in `CURVES`, their `cells` (V, 3), and their parents.
+    """Voxels of a level along the curves in `CURVES`, and patches of up to `patch_size` of them.
 
-    `parents` (capacity,) int64 are the voxels of the next level, -1 for none.
+    `cells` (V, 3) and `offsets` (S+1,) are the level's; `order` (4, V) are its voxels along each curve, and `inverse`
+    (4, V) the place of each. With a `capacity`, features have so many rows, and patches a fixed number and size.
     """
 
-    patches: tuple[Patches, ...]
     cells: Tensor
-    parents: Tensor | None
+    offsets: Tensor
+    order: Tensor
+    inverse: Tensor
+    patch_size: int
+    capacity: int | None = None
+
+    @cached_property
+    def patches(self) -> list[Patches]:
+        """The patches along each curve."""
+        num_voxels, num_patches = self.cells.shape[0], None
+        if self.capacity is not None:
+            num_patches = self.capacity // self.patch_size + self.offsets.shape[0] - 1
+        patches = cut_patches(self.offsets, num_voxels, size=self.patch_size, num_patches=num_patches)
+        along = (patches.along(*curve) for curve in zip(self.order, self.inverse, strict=True))
+        return [each if self.capacity is None else each.fill_up(self.capacity) for each in along]
+
+    def fill_up(self, capacity: int) -> CurveLevel:
+        """Return the level with features of `capacity` rows: no size of a patch is read any more."""
+        return replace(self, capacity=capacity)
 
 
-def build_curve_levels(
-    levels: Sequence[VoxelLevel], *, patch_size: int, depth: CurveDepth = "fixed", rule: PatchRule = "segments"
-) -> list[CurveLevel]:
-    """Order the voxels of each level along all curves, and cut them into patches.
+@dataclass(frozen=True)
+class CurveRule:
+    """How a network cuts its voxels into patches: their size, the bits of curves, and whether clouds share a size."""
 
-    On a GPU nothing is read, unless the depth or the rule depends on the batch. Raises ValueError for more cells along
-    an axis than a curve has.
-    """
-    finest = choose_depth(levels[0].cells, depth)
-    return [_order_level(level, patch_size, finest - number, rule) for number, level in enumerate(levels)]
+    patch_size: int
+    depth: CurveDepth = "fixed"
+    sizes: PatchSizes = "segments"
 
+    def choose_depth(self, cells: Tensor) -> int:
+        """Choose the bits of curves at the finest level, of voxels `cells` (V, 3)."""
+        if self.depth == "fixed" or not cells.shape[0]:
+            return MAX_DEPTH
+        largest = read_list(cells.amax()[None])[0]
+        return max(1, (largest + (self.depth == "extent")).bit_length())
 
-def choose_depth(cells: Tensor, rule: CurveDepth) -> int:
-    """Choose the bits of curves for voxels `cells` (V, 3) by a rule."""
-    if rule == "fixed":
-        return MAX_DEPTH
-    largest = int(read_list(cells.amax()[None])[0])
-    return max(1, (largest + (rule == "extent")).bit_length())
+    def order(self, cells: Tensor, offsets: Tensor, *, depth: int) -> CurveLevel:
+        """Order the voxels `cells` (V, 3) of packed clouds along all curves of `depth` bits, at least one.
 
-
-def _order_level(level: VoxelLevel, patch_size: int, depth: int, rule: PatchRule) -> CurveLevel:
-    cells, offsets = level.cells, level.offsets
-    along = curve_order(cells, offsets, depth=max(1, depth))
-    if rule == "shared":
-        counts = torch.tensor(read_list(offsets)).diff()
-        patch_size = min(patch_size, int(counts[counts > 0].min()))
-    num_patches = None
-    if not is_on_host(cells):  # as many as the voxels of the level's form could have
-        patch_size = min(patch_size, level.capacity)
-        num_patches = level.capacity // patch_size + offsets.shape[0] - 1
-    patches = cut_patches(offsets, level.num_voxels, size=patch_size, num_patches=num_patches)
-    of_curves = zip(along.order, along.inverse, strict=True)
-    parents = None if level.down is None else level.down.reverse.amax(dim=1).long()
-    return CurveLevel(
-        tuple(patches.along(*each).fill_up(level.capacity) for each in of_curves),
-        cells,
-        parents,
-    )
+        Raises ValueError for more cells along an axis than a curve has.
+        """
+        along = curve_order(cells, offsets, depth=max(1, depth))
+        patch_size = self.patch_size
+        if self.sizes == "shared":
+            bounds = torch.tensor(read_list(offsets)).diff()
+            patch_size = min(patch_size, *bounds[bounds > 0].tolist())
+        return CurveLevel(cells, offsets, along.order, along.inverse, patch_size)
 
 
 def list_permutations(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:
@@ -89,9 +93,3 @@ def list_permutations(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:
             permutation = [permutation[place] for place in torch.randperm(len(CURVES)).tolist()]
         permutations.append(permutation)
     return permutations
-
-
-def assert_curves_reach(num_levels: int) -> None:
-    """Raise ConfigError for more levels than a curve of 16 bits can be halved."""
-    if num_levels > MAX_DEPTH:
-        raise ConfigError(f"{num_levels} levels: a curve of {MAX_DEPTH} bits is halved {MAX_DEPTH - 1} times at most")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.layers.cloud_layouts import as_packed
+from sightline.layers.curve_levels import CurveLevel, CurveRule
 from sightline.ops.voxels.cells import SparseVoxels, group_cells, sparse_voxels
 from sightline.ops.voxels.kernel_maps import KernelMap, neighbour_table, strided_map
 
@@ -27,19 +28,18 @@ _SHARES = (1.0, 0.8, 0.6, 0.4, 0.25)
 
 @dataclass(frozen=True)
 class VoxelLevel:
-    """Voxels of S clouds at one level, `cells` (V, 3) from 0 in each with `offsets` (S+1,), and the kernel maps there.
+    """Voxels of all clouds at one level, and the kernel maps there.
 
     Features of a level are tables of `capacity` rows, of which the first `num_voxels` are voxels. `tables` (capacity,
     size^3) are those of submanifold convolutions by size, `down` the map to the next level of a convolution of size and
-    stride 2.
+    stride 2; `curves` are their orders for attention.
     """
 
     num_voxels: int
     capacity: int
-    cells: Tensor
-    offsets: Tensor
     tables: dict[int, Tensor]
     down: KernelMap | None
+    curves: CurveLevel | None = None
 
     @cached_property
     def around(self) -> dict[int, KernelMap]:
@@ -54,6 +54,12 @@ class VoxelLevel:
         table = torch.where(row < self.num_voxels, row, -1)[:, None]
         return KernelMap(table, table)
 
+    @cached_property
+    def parents(self) -> Tensor:
+        """The voxel (capacity,) int64 of the next level that each is in, -1 for none."""
+        assert self.down is not None
+        return self.down.reverse.amax(dim=1).long()
+
     def fill_up(self, capacity: int, next_capacity: int) -> VoxelLevel:
         """Return the level with tables of `capacity` rows, and `next_capacity` of the next level.
 
@@ -66,7 +72,8 @@ class VoxelLevel:
             size: torch.nn.functional.pad(table, (0, 0, 0, missing), value=-1) for size, table in self.tables.items()
         }
         down = None if self.down is None else self.down.pad(next_capacity, capacity)
-        return replace(self, capacity=capacity, tables=tables, down=down)
+        curves = None if self.curves is None else self.curves.fill_up(capacity)
+        return replace(self, capacity=capacity, tables=tables, down=down, curves=curves)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Fill rows (V, C) up to the capacity with zeros."""
@@ -75,10 +82,9 @@ class VoxelLevel:
 
 @dataclass(frozen=True)
 class VoxelMaps:
-    """Voxels of a batch by a grid of `side`, and the levels that a network with kernels of `sizes` has on them."""
+    """Voxels of a batch, and the levels on them, as a `preparation` makes them."""
 
-    side: float
-    sizes: tuple[tuple[int, ...], ...]
+    preparation: VoxelPreparation
     voxels: SparseVoxels
     levels: tuple[VoxelLevel, ...]
 
@@ -91,10 +97,14 @@ class VoxelMaps:
 
 @dataclass(frozen=True)
 class VoxelPreparation:
-    """Function from points to the `VoxelMaps` of a network with kernels of `sizes` on voxels of `side`."""
+    """Function from points to the `VoxelMaps` of a network with kernels of `sizes` on voxels of `side`.
+
+    `curves` is the rule of a network with attention inside of patches.
+    """
 
     side: float
     sizes: tuple[tuple[int, ...], ...]
+    curves: CurveRule | None = None
 
     def __call__(
         self, *, points: Tensor, offsets: Tensor | None = None, cells: Tensor | None = None
@@ -108,27 +118,31 @@ class VoxelPreparation:
             voxels = sparse_voxels(packed, bounds, side=self.side)
         else:
             voxels = group_cells(cells.reshape(-1, 3), bounds)
-        levels = build_voxel_levels(voxels.cells, voxels.offsets, sizes=self.sizes)
-        return {"voxel_maps": VoxelMaps(self.side, self.sizes, voxels, tuple(levels))}
+        levels = build_voxel_levels(voxels.cells, voxels.offsets, sizes=self.sizes, curves=self.curves)
+        return {"voxel_maps": VoxelMaps(self, voxels, tuple(levels))}
 
     def fits(self, maps: VoxelMaps) -> bool:
         """Return True for maps that this would make of some points: those of another network are of no use."""
-        return (self.side, self.sizes) == (maps.side, maps.sizes)
+        return maps.preparation == self
 
 
-def build_voxel_levels(cells: Tensor, offsets: Tensor, *, sizes: Sequence[Sequence[int]]) -> list[VoxelLevel]:
+def build_voxel_levels(
+    cells: Tensor, offsets: Tensor, *, sizes: Sequence[Sequence[int]], curves: CurveRule | None = None
+) -> list[VoxelLevel]:
     """Build a level for each entry of `sizes`, the kernels of its submanifold convolutions, from `cells` (V, 3).
 
-    One voxel a cell, of packed clouds with `offsets` (S+1,). Raises ValueError as the maps do.
+    One voxel a cell, of packed clouds with `offsets` (S+1,). Raises ValueError as the maps and curves do.
     """
     levels = []
+    depth = 0 if curves is None else curves.choose_depth(cells)
     for number, level_sizes in enumerate(sizes):
         tables, count = {size: neighbour_table(cells, offsets, size=size) for size in level_sizes}, cells.shape[0]
+        ordered = None if curves is None else curves.order(cells, offsets, depth=depth - number)
         if number + 1 == len(sizes):
-            levels.append(VoxelLevel(count, count, cells, offsets, tables, None))
+            levels.append(VoxelLevel(count, count, tables, None, ordered))
             break
         coarse = strided_map(cells, offsets, size=2, stride=2)
-        levels.append(VoxelLevel(count, count, cells, offsets, tables, coarse.map))
+        levels.append(VoxelLevel(count, count, tables, coarse.map, ordered))
         cells, offsets = coarse.cells, coarse.offsets
     return levels
 

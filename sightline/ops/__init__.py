@@ -89,9 +89,12 @@ from sightline.ops.segments.sorted_rows import (
     segment_sum_csr,
 )
 from sightline.ops.voxels.cells import SparseVoxels, group_cells, pool_cells, sparse_voxels
+from sightline.ops.voxels.curves import CurveOrder, curve_cells, curve_codes, curve_order
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
 from sightline.ops.voxels.kernel_maps import CoarseCells, KernelMap, strided_map, submanifold_map
+from sightline.ops.voxels.patch_attention import patch_attention
+from sightline.ops.voxels.patches import Patches, cut_patches
 from sightline.ops.voxels.pillars import DroppedPoints, DynamicPillars, HardPillars, dynamic_pillars, hard_pillars
 from sightline.ops.voxels.sparse_convolution import sparse_convolution
 from sightline.ops.waits import check
@@ -99,6 +102,7 @@ from sightline.ops.waits import check
 __all__ = [
     "KNN",
     "CoarseCells",
+    "CurveOrder",
     "DroppedPoints",
     "DynamicPillars",
     "EdgeSums",
@@ -106,6 +110,7 @@ __all__ = [
     "HardPillars",
     "KernelMap",
     "Neighbours",
+    "Patches",
     "QueryAndGroup",
     "SparseVoxels",
     "areas_and_normals",
@@ -131,6 +136,10 @@ __all__ = [
     "complete_box_iou",
     "complete_box_iou_loss",
     "consecutive_cluster",
+    "curve_cells",
+    "curve_codes",
+    "curve_order",
+    "cut_patches",
     "decode_heatmaps",
     "distance_box_iou",
     "distance_box_iou_loss",
@@ -169,6 +178,7 @@ __all__ = [
     "packed_interpolate",
     "packed_nearest_neighbours",
     "packed_points_in_balls",
+    "patch_attention",
     "points_in_balls",
     "points_in_boxes",
     "pool_cells",

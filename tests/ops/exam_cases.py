@@ -260,6 +260,12 @@ def _convolve(size: int, in_channels: int, out_channels: int, *, is_gradient: bo
     return {"make": make, "tolerance": 1e-6, "differentiable": (0, 1) if is_gradient else (0, 1, 2)}
 
 
+def _take(dtype: torch.dtype) -> tuple[Any, ...]:
+    """Rows that two take, one, or none; and two places for no row."""
+    rows = torch.tensor([0, 3, -1, 1, 3, 5, -1])
+    return clouds(dtype, 1, 6, 4)[0], rows, torch.tensor([[0, -1], [3, -1], [-1, -1], [1, 4], [-1, -1], [-1, 5]])
+
+
 @dataclass(frozen=True)
 class LargeCall:
     """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
@@ -555,6 +561,7 @@ CASES = [
     replace(
         OperatorCase("correlate_voxels", "wide", **_convolve(2, 34, 16, count=400, is_gradient=True)), differentiable=()
     ),
+    OperatorCase("take_rows", "twice, once and never", _take, differentiable=(0,)),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),
     OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),

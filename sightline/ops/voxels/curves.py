@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.segments.offsets import assert_packed, offsets_to_batch
+from sightline.ops.voxels.cells import sort_stably
 from sightline.ops.waits import require
 
 Curve = Literal["z", "z-trans", "hilbert", "hilbert-trans"]
@@ -106,7 +107,7 @@ def curve_order(
         )
     cloud = offsets_to_batch(offsets, cells.shape[0]) << (3 * depth)
     codes = torch.stack([cloud | curve_codes(cells, curve=curve, depth=depth) for curve in curves])
-    order = codes.sort(dim=1, stable=True).indices
+    order = torch.stack([sort_stably(numbers)[1] for numbers in codes.unbind()])
     place = torch.arange(cells.shape[0], device=cells.device).expand_as(order)
     return CurveOrder(codes, order, torch.empty_like(order).scatter(1, order, place))
 

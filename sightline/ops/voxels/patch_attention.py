@@ -43,6 +43,8 @@ def patch_attention(
         raise ValueError(f"patches of {patches.slots.shape[0]} rows for {num_rows} rows; cut them for these rows")
     if (table is None) != (cells is None):
         raise ValueError("table and cells: one without the other; a table is read by the cells of rows")
+    if not num_rows:
+        return query_key_value.flatten(2)[:, 0]
     twice = torch.stack([patches.slots, patches.again], dim=1)
     slots = take_rows(query_key_value.flatten(1), patches.rows, twice)
     attended, first = [], 0
@@ -54,8 +56,6 @@ def patch_attention(
             received = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
             attended.append(received.transpose(1, 2).reshape(chunk * length, num_heads * width))
             first = part.stop
-    if not attended:
-        return query_key_value.new_zeros((num_rows, num_heads * width))
     slot = torch.arange(first, device=slots.device)
     row = patches.rows.clamp(min=0)
     owner = torch.where((patches.slots[row] == slot) & (patches.rows >= 0), patches.rows, -1)

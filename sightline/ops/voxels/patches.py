@@ -84,15 +84,15 @@ def _place_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Place rows in slots, of which each cloud has `widths` (S,): `rows`, `slots` and `again` of the patches."""
     counts = offsets.diff()
-    last_slots = widths.cumsum(0)
-    first_slots = last_slots - widths
+    bounds = functional.pad(widths.cumsum(0), (1, 0))
+    first_slots = bounds[:-1]
     cloud = offsets_to_batch(offsets, num_rows)
     place = torch.arange(num_rows, device=offsets.device) - offsets[cloud]  # in its cloud
     slots = first_slots[cloud] + place
     is_borrowed = (place >= counts[cloud] - size) & (place + size < widths[cloud]) & (counts[cloud] > size)
     again = torch.where(is_borrowed, slots + size, -1)
     slot = torch.arange(num_slots, device=offsets.device)
-    cloud = torch.searchsorted(last_slots, slot, right=True)
+    cloud = offsets_to_batch(bounds, num_slots)
     is_used = cloud < counts.shape[0]
     cloud = cloud.clamp(max=max(0, counts.shape[0] - 1))
     place = slot - first_slots[cloud]

@@ -14,14 +14,7 @@ from torch.nn import functional
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Width
 from sightline.contract.errors import ConfigError
-from sightline.layers.curve_levels import (
-    CurveDepth,
-    CurveLevel,
-    PatchRule,
-    assert_curves_reach,
-    build_curve_levels,
-    list_permutations,
-)
+from sightline.layers.curve_levels import CurveDepth, CurveRule, PatchSizes, list_permutations
 from sightline.layers.patch_transformer import (
     NORM_EPS,
     NORM_MOMENTUM,
@@ -50,15 +43,13 @@ class _Stage(nn.Module):
         self,
         values: Tensor,
         level: VoxelLevel,
-        curves: CurveLevel,
         permutation: Sequence[int],
         skipped: Tensor | None = None,
     ) -> Tensor:
         """Map the values (N, width) of a level; `skipped` is their part of a skip connection, of a decoder."""
         source = values if skipped is None or self.source == "consistent" else skipped
         for number, block in enumerate(self.blocks):
-            curve = permutation[number % len(permutation)]
-            values, branch = block(values, source, level, curves, curve)
+            values, branch = block(values, source, level, permutation[number % len(permutation)])
             source = branch if self.source == "v1.5.1" else values
         return values
 
@@ -66,8 +57,8 @@ class _Stage(nn.Module):
 class PatchTransformer(VoxelNetwork):
     """U-shaped network of attention inside of patches; `PTv3` names its sizes.
 
-    Heads have `head_width` channels. `cpe_input` is what the convolution of a block reads, `curve_depth` the rule for
-    the bits of curves, `patches` that for their size; `has_table` adds a table of relative positions.
+    Heads have `head_width` channels. `cpe_input` is what the convolution of a block reads, `curve_depth` and
+    `patch_sizes` are the rules of its curves; `has_table` adds a table of relative positions.
     """
 
     def __init__(
@@ -86,14 +77,13 @@ class PatchTransformer(VoxelNetwork):
         drop_path: float,
         cpe_input: DataFlow,
         curve_depth: CurveDepth,
-        patches: PatchRule,
+        patch_sizes: PatchSizes,
         has_table: bool,
         norm_first: bool,
     ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, grid_m=grid_m, inputs=inputs)
         _assert_lengths(encoder_widths, encoder_blocks, decoder_widths, decoder_blocks)
-        assert_curves_reach(len(encoder_widths))
-        self.patch_size, self.curve_depth, self.patches = patch_size, curve_depth, patches
+        self.curves = CurveRule(patch_size, curve_depth, patch_sizes)
         self.level_sizes = ((3, 5), *[(3,)] * len(decoder_widths))
         self.stem = SparseConvolutionNorm(
             in_channels=self.voxel_channels,
@@ -143,22 +133,19 @@ class PatchTransformer(VoxelNetwork):
         """
         if permutations is None:
             permutations = list_permutations(len(levels), is_shuffled=self.training)
-        curves = build_curve_levels(levels, patch_size=self.patch_size, depth=self.curve_depth, rule=self.patches)
         finest = levels[0]
         values = functional.gelu(self.stem(finest.pad(values), finest.around[5], finest.num_voxels))
         skips = []
         for number, stage in enumerate(self.encoder):
             if number:
-                fine, parents = levels[number - 1], curves[number - 1].parents
-                values = self.pools[number - 1](values, fine, levels[number], parents)
-            values = stage(values, levels[number], curves[number], permutations[number])
+                values = self.pools[number - 1](values, levels[number - 1], levels[number])
+            values = stage(values, levels[number], permutations[number])
             skips.append(values)
         skips.pop()
         for stage, unpool in zip(self.decoder, self.unpools, strict=True):
             number = len(skips) - 1
-            fine, coarse, parents = levels[number], levels[number + 1], curves[number].parents
-            values, skipped = unpool(values, skips.pop(), fine, coarse, parents)
-            values = stage(values, fine, curves[number], permutations[number], skipped)
+            values, skipped = unpool(values, skips.pop(), levels[number], levels[number + 1])
+            values = stage(values, levels[number], permutations[number], skipped)
         return linear_rows(self.head, values, finest.num_voxels)
 
 
@@ -167,15 +154,13 @@ class PTv3(PatchTransformer):
     """Point Transformer V3 on voxels of side `grid_m`: attention inside of patches of `patch_size` voxels on a curve.
 
     Voxels are ordered along four space-filling curves, which blocks take in turn; each training step shuffles them,
-    evaluation never does. Without sizes it is the published PTv3m1; heads have 16 channels. `data_flow` is what a
-    block's convolution of positions reads: its input (`consistent`); in the first block of a stage of the decoder the
-    skip connection alone (`main`, Pointcept 1.6 and later); in further blocks also the branch of the MLP before alone
-    (`v1.5.1`, which the published weights were trained with). The latter two have curves of as many bits as the largest
-    cloud of the batch needs, by the rule of their version, else they have 16. `patches: segments` are as flash
-    attention computes them; `shared` ones are as large as the smallest cloud of the batch allows, and
-    `shared_with_positions` add learned terms for relative positions, as the published network for S3DIS does. With
-    `consistent` and `segments` a cloud's output does not depend on others in its batch. Training needs two voxels at
-    the coarsest level.
+    evaluation never does. Without sizes it is the published PTv3m1; heads have 16 channels. `data_flow` is what the
+    convolution of a block reads: its input (`consistent`); in the first block of a stage of the decoder the skip
+    connection alone (`main`, Pointcept from 1.6 on); and in further blocks the branch of the MLP before alone
+    (`v1.5.1`, of the published weights). Curves have 16 bits, in the latter two as many as the largest cloud needs.
+    `patches: segments` are those of flash attention; `shared` ones are as large as the smallest cloud of the batch
+    allows, and `shared_with_positions` add learned terms for relative positions, as published for S3DIS. Without these
+    three a cloud's output does not depend on others in its batch. Training needs two voxels at the coarsest level.
     Source: Wu et al. 2024, Point Transformer V3: Simpler, Faster, Stronger; Pointcept's PTv3m1.
     """
 
@@ -209,7 +194,7 @@ class PTv3(PatchTransformer):
             drop_path=drop_path,
             cpe_input=data_flow,
             curve_depth=_DEPTHS[data_flow],
-            patches="segments" if patches == "segments" else "shared",
+            patch_sizes="segments" if patches == "segments" else "shared",
             has_table=patches == "shared_with_positions",
             norm_first=True,
         )

@@ -17,6 +17,7 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import packed_channels
+from sightline.layers.curve_levels import CurveRule
 from sightline.layers.voxel_levels import VoxelLevel, VoxelMaps, VoxelPreparation
 from sightline.ops.points.distances import assert_finite_rows
 from sightline.ops.segments.offsets import locate_row
@@ -30,9 +31,13 @@ class VoxelNetworkOutput(TypedDict):
 
 
 class VoxelNetwork(Model):
-    """Network on voxels of side `grid_m`, with the sizes of the kernels of each of its levels, `level_sizes`."""
+    """Network on voxels of side `grid_m`; `level_sizes` are those of the kernels of each of its levels.
+
+    `curves` is the rule by which its voxels are cut into patches, None for one without attention.
+    """
 
     level_sizes: tuple[tuple[int, ...], ...]
+    curves: CurveRule | None = None
 
     def __init__(
         self, *, num_classes: int, in_channels: int, grid_m: float, inputs: Literal["all", "features"]
@@ -87,7 +92,7 @@ class VoxelNetwork(Model):
 
     def make_preparation(self) -> VoxelPreparation:
         """Return the function that makes `voxel_maps` of points."""
-        return VoxelPreparation(self.grid_m, self.level_sizes)
+        return VoxelPreparation(self.grid_m, self.level_sizes, self.curves)
 
     def _assert_statistics(self, levels: Sequence[VoxelLevel]) -> None:
         """Raise ValueError if a batch norm in training would have a single voxel for its statistics.

@@ -70,9 +70,7 @@ def test_pixels_are_those_of_pillow(tmp_path: Path, suffix: str, mode: str) -> N
 
 
 @run_each("suffix", ["jpg", "png", "tif", "webp"])
-def test_a_photo_exists_once_while_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_a_photo_exists_once_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     """Pillow takes no image of its size for itself, so that 4 bytes a pixel are the most that it needs."""
     pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **({} if suffix == "tif" else {"quality": 90}))

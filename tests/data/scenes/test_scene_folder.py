@@ -271,7 +271,9 @@ def test_names_that_are_given_are_those_of_classes_txt(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             prepare(source, tmp_path / "wrong", names=wrong)
     (source / "classes.txt").unlink()
-    with pytest.raises(DataError, match=r"label\[\d+\] is 2, classes are 0 to 1 by names; correct the file, complete the"):
+    with pytest.raises(
+        DataError, match=r"label\[\d+\] is 2, classes are 0 to 1 by names; correct the file, complete the"
+    ):
         prepare(source, tmp_path / "few", names=("a", "b"))
 
 

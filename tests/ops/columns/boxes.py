@@ -244,6 +244,55 @@ VOXEL_ROWS += [
     ),
 ]
 
+
+def _cut(offsets: torch.Tensor, num_rows: int) -> ops.Patches:
+    """Patches of four slots, whose number does not depend on values."""
+    return ops.cut_patches(offsets, num_rows, size=4, num_patches=num_rows // 4 + offsets.shape[0] - 1)
+
+
+VOXEL_ROWS += [
+    Row(
+        "curve_codes",
+        {"cells": whole(50, "N", 3)},
+        lambda cells: ops.curve_codes(cells, curve="hilbert", depth=6),
+        (("N",),),
+        none="N",
+        traits=names(NO_FLOATS),
+    ),
+    Row(
+        "curve_cells",
+        {"codes": whole(2**18, "N")},
+        lambda codes: ops.curve_cells(codes, curve="hilbert-trans", depth=6),
+        (("N", 3),),
+        none="N",
+        traits=names(NO_FLOATS),
+    ),
+    Row(
+        "curve_order",
+        CELLS,
+        lambda cells, offsets: ops.curve_order(cells, offsets, depth=9),
+        ((4, "N"), (4, "N"), (4, "N")),
+        none="N",
+        traits=names(NO_FLOATS),
+    ),
+    Row(
+        "cut_patches",
+        {"offsets": offsets("N"), "rows": normal("N", 3)},
+        lambda offsets, rows: _cut(offsets, rows.shape[0])[:3],
+        ((None,), ("N",), ("N",)),
+        none="N",
+        traits=names(RAGGED),
+    ),
+    Row(
+        "patch_attention",
+        {"query_key_value": normal("N", 3, 2, 4), "offsets": offsets("N")},
+        lambda query_key_value, offsets: ops.patch_attention(query_key_value, _cut(offsets, query_key_value.shape[0])),
+        (("N", 8),),
+        none="N",
+        differentiable=names("query_key_value"),
+    ),
+]
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 BOXES = {"boxes": boxes("N")}

@@ -70,6 +70,8 @@ FAILURES: dict[tuple[str, str], str] = {
     **{("estimate_normals", column): "ONNX has no eigenvectors" for column in ("onnx", "onnx by torch")},
     **{("submanifold_map", column): "ONNX has no search in sorted numbers" for column in ("onnx", "onnx by torch")},
     ("sparse_convolution", "autocast"): "rounds products to the format of autocast, as those of torch",
+    ("patch_attention", "autocast"): "is in the format of autocast, as torch's attention",
+    ("patch_attention", "forward mode"): "torch's fused attention of CPUs has no tangents",
 }
 """What fails, by row and column: a reason in a few words. The exam fails if such a cell passes."""
 

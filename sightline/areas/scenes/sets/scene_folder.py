@@ -220,7 +220,9 @@ class SceneFolder(LabelledScenes):
         column_names, label = None if columns is None else check_columns(columns), label.lower()
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if column_names is not None and label not in column_names and not all(scene.label_path for scene in scenes):
-            raise ConfigError(f"columns: [{', '.join(column_names)}] has no '{label}'; name the label's column, or set label=")
+            raise ConfigError(
+                f"columns: [{', '.join(column_names)}] has no '{label}'; name the label's column, or set label="
+            )
         files = {file for scene in scenes for file in scene.files}
         check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
@@ -328,9 +330,13 @@ def _name_classes(root: Path, names: tuple[str, ...] | None) -> _Classes | None:
     """
     in_file = read_class_names(root)
     if names is None:
-        return None if in_file is None else _Classes(in_file, tuple(range(len(in_file))), f"the lines of {CLASSES_FILE}")
+        return (
+            None if in_file is None else _Classes(in_file, tuple(range(len(in_file))), f"the lines of {CLASSES_FILE}")
+        )
     if not names or not all(name.strip() for name in names) or len({*names}) < len(names):
-        raise ConfigError(f"names: [{', '.join(names)}] has an empty name, or one twice; name each label once, from 0 on")
+        raise ConfigError(
+            f"names: [{', '.join(names)}] has an empty name, or one twice; name each label once, from 0 on"
+        )
     if in_file not in (None, names):
         raise ConfigError(
             f"names: [{', '.join(names)}] are others than in {root / CLASSES_FILE}; leave names out, or correct the file"
