@@ -141,7 +141,7 @@ def test_more_passes_than_views_and_views_in_training_are_refused(tmp_path: Path
 
 def test_passes_are_computed_one_by_one(tmp_path: Path) -> None:
     """The task asks for the next pass when it is done with the one before, so that two are there at most."""
-    built = build_small("scannet_spunet", tmp_path, "evaluate.votes=13", "model.grid_m=0.2")
+    built = build_small("scannet_spunet", tmp_path, "evaluate.votes=5", "model.grid_m=0.2")
     task, alive = built.test_evaluator.task, []
     predict = task.predict
 
@@ -165,5 +165,5 @@ def test_passes_are_computed_one_by_one(tmp_path: Path) -> None:
 
     task.vote = vote
     built.test_evaluator(built.job.model, World())
-    assert len(most) == 13 * len(built.test_evaluator.indices)
+    assert len(most) == 5 * len(built.test_evaluator.indices)
     assert max(most) <= 2

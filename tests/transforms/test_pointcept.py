@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.scenes.sets.labelled_scenes import _scale_colours
 from sightline.areas.scenes.transforms import CropPoints, PlaceOnFloor
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.transform import Transform
@@ -112,7 +113,7 @@ def read_input(golden: Golden) -> dict[str, Tensor]:
     """Its cloud in float64, with colours from 0 to 1."""
     fields = {ours: golden.tensor(f"in.{theirs}")[None] for theirs, ours in FIELDS.items()}
     cloud = {name: field if name == "label" else field.double() for name, field in fields.items()}
-    return {**cloud, "colours": cloud["colours"] / 255}
+    return {**cloud, "colours": torch.from_numpy(_scale_colours(cloud["colours"].numpy(), str))}
 
 
 @run_each("case", CASES)
