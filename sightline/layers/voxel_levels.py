@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sightline.layers.cloud_layouts import as_packed
 from sightline.layers.curve_levels import CurveLevel, CurveRule
+from sightline.ops.segments.offsets import offsets_to_batch
 from sightline.ops.voxels.cells import SparseVoxels, group_cells, sparse_voxels
 from sightline.ops.voxels.kernel_maps import KernelMap, neighbour_table, strided_map
 
@@ -107,19 +108,34 @@ class VoxelPreparation:
     curves: CurveRule | None = None
 
     def __call__(
-        self, *, points: Tensor, offsets: Tensor | None = None, cells: Tensor | None = None
+        self,
+        *,
+        points: Tensor,
+        offsets: Tensor | None = None,
+        cells: Tensor | None = None,
+        grid_corner: Tensor | None = None,
     ) -> dict[str, VoxelMaps]:
         """Return `voxel_maps` of `points` (B, N, 3), or (P, 3) with `offsets` (S+1,); `cells` (..., 3) replace theirs.
 
-        Raises ValueError as `sparse_voxels` and the maps do.
+        Cells count from the lowest of each cloud. With `grid_corner` (3,), they fall into coarse cells as those of a
+        cloud whose lowest coordinates these are. Raises ValueError as `sparse_voxels` and the maps do.
         """
         packed, _, bounds = as_packed(points, None, offsets)
         if cells is None:
             voxels = sparse_voxels(packed, bounds, side=self.side)
         else:
             voxels = group_cells(cells.reshape(-1, 3), bounds)
+        if grid_corner is not None:
+            voxels = self._align(voxels, grid_corner)
         levels = build_voxel_levels(voxels.cells, voxels.offsets, sizes=self.sizes, curves=self.curves)
         return {"voxel_maps": VoxelMaps(self, voxels, tuple(levels))}
+
+    def _align(self, voxels: SparseVoxels, grid_corner: Tensor) -> SparseVoxels:
+        """Let cells count from the next lower cell that is a whole number of coarsest ones away from a corner's."""
+        first = (grid_corner.double() / self.side).floor().long()
+        moved = (voxels.lowest - first) % 2 ** (len(self.sizes) - 1)
+        cloud = offsets_to_batch(voxels.offsets, len(voxels.cells))
+        return voxels._replace(cells=voxels.cells + moved[cloud], lowest=voxels.lowest - moved)
 
     def fits(self, maps: VoxelMaps) -> bool:
         """Return True for maps that this would make of some points: those of another network are of no use."""

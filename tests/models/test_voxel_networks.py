@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.contract.types import PREPARED
 from sightline.layers.voxel_levels import build_voxel_levels, choose_capacities
 from sightline.ops.voxels.cells import sparse_voxels
 from sightline.parts.models.voxel_unet import MinkUNet, SpUNet, VoxelUNet
+from sightline.parts.tasks.windows import TileWindows
 from sightline.published.translation import convert_state_dict, find_layouts, translate_key
 from tests.golden_parity import (
     BUFFER_BOUND,
@@ -294,3 +296,36 @@ def test_a_single_voxel_in_training_is_refused() -> None:
         small().train()(
             **{name: value[:2] if name != "offsets" else torch.tensor([0, 2]) for name, value in clouds(9).items()}
         )
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def predict_by_tiles(model: VoxelUNet, batch: Mapping[str, Tensor], size_m: float, halo_m: float) -> Tensor:
+    """Predict one cloud by tiles, as the task does: what its `inputs` selects reaches the model."""
+    windows = TileWindows(size_m=size_m, halo_m=halo_m, up_axis="z")
+
+    def forward(part: dict[str, Any]) -> Tensor:
+        return model(**{name: part[name] for name in ("points", "features", "offsets")}, **part[PREPARED])["logits"]
+
+    with torch.no_grad():
+        return windows(forward, dict(batch))
+
+
+@pytest.mark.parametrize("kind", [SpUNet, MinkUNet])
+def test_tiles_with_a_wide_halo_have_the_bits_of_the_whole(kind: type[VoxelUNet]) -> None:
+    """Two levels read at most 23 cells away (2 of the stem, 1 + 4 and 3 + 8 of the levels down, 4 + 1 and 2 up)."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {f"{part}_widths": (8, 16) for part in ("encoder", "decoder")}
+    blocks: dict[str, Any] = {f"{part}_blocks": (1, 1) for part in ("encoder", "decoder")}
+    model = kind(num_classes=5, in_channels=4, grid_m=0.1, stem_width=8, **sizes, **blocks).eval()
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(4000, 3, generator=generator) * torch.tensor([9.0, 8.0, 1.0]) - 3.33
+    features = torch.randn(4000, 1, generator=generator)
+    batch = {"points": points, "features": features, "offsets": torch.tensor([0, 4000])}
+    with torch.no_grad():
+        whole = model(**batch)["logits"]
+    assert torch.equal(predict_by_tiles(model, batch, size_m=1.7, halo_m=2.6), whole)
+    narrow = predict_by_tiles(model, batch, size_m=1.7, halo_m=0.3)
+    assert narrow.isfinite().all()
+    assert not torch.equal(narrow, whole)

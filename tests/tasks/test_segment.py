@@ -110,7 +110,12 @@ def test_voting_is_the_mean_of_probabilities() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"max_points": 3}, {"blocks": {"size_m": 0.5, "stride_m": 0.25, "num_points": 4}}, {"fragments_m": 0.5}],
+    [
+        {"max_points": 3},
+        {"blocks": {"size_m": 0.5, "stride_m": 0.25, "num_points": 4}},
+        {"fragments_m": 0.5},
+        {"tiles": {"size_m": 0.5, "halo_m": 0.1}},
+    ],
 )
 def test_windows_give_what_one_pass_gives(arguments: dict) -> None:
     batch = ragged(20, 7)
@@ -134,6 +139,7 @@ def test_in_windows_a_loss_of_other_outputs_is_no_number_and_the_others_are() ->
         ({"origin": "minimum"}, "origin is that of windows"),
         ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "max_points": 8}, "blocks cannot be combined"),
         ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "up_axis": "y"}, "the data set's y is up"),
+        ({"tiles": {"size_m": 1.0, "halo_m": 0.5}, "max_points": 8}, "tiles cannot be combined with blocks"),
     ],
 )
 def test_windows_that_do_not_fit_together_are_refused(arguments: dict, told: str) -> None:
@@ -290,7 +296,7 @@ def test_pixels_are_shown_as_images_and_ignored_ones_are_never_wrong() -> None:
 
 
 def test_windows_are_for_clouds() -> None:
-    with pytest.raises(ConfigError, match="max_points, blocks and fragments_m divide clouds, not range images"):
+    with pytest.raises(ConfigError, match="max_points, blocks, fragments_m and tiles divide clouds, not range images"):
         of_pixels(max_points=100)
 
 

@@ -67,12 +67,15 @@ class VoxelNetwork(Model):
         offsets: Tensor | None = None,
         cells: Tensor | None = None,
         voxel_maps: VoxelMaps | None = None,
+        grid_corner: Tensor | None = None,
     ) -> VoxelNetworkOutput:
         """Predict from `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in metres; `features` (..., F).
 
         Points in one cell of the grid are averaged, and get the same logits. `cells` (..., 3), whole numbers, replace
-        the cells that the coordinates are in. `voxel_maps` are those of `make_preparation` for these points: without
-        them they are made here, which waits for a GPU. Raises ValueError for numbers that are not finite.
+        the cells that the coordinates are in. `grid_corner` (3,) are the lowest coordinates of a cloud that these
+        points are a tile of, so that coarse cells are those of the whole. `voxel_maps` are those of `make_preparation`
+        for these points: without them they are made here, which waits for a GPU. Raises ValueError for numbers that are
+        not finite.
         """
         if is_exporting():
             raise UserError(
@@ -83,7 +86,8 @@ class VoxelNetwork(Model):
         assert_finite_rows(channels, lambda row: locate_row(row, bounds), name="points and features")
         prepare = self.make_preparation()
         if voxel_maps is None or not prepare.fits(voxel_maps):
-            voxel_maps = prepare(points=points, offsets=offsets, cells=cells)["voxel_maps"]
+            made = prepare(points=points, offsets=offsets, cells=cells, grid_corner=grid_corner)
+            voxel_maps = made["voxel_maps"]
         maps = voxel_maps if is_on_host(channels) else voxel_maps.fill_up()
         self._assert_statistics(maps.levels)
         channels = channels[:, 3:] if self.inputs == "features" else channels

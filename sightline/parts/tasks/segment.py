@@ -25,7 +25,15 @@ from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.dtypes import widen_labels
 from sightline.ops.voxels.lift import KNNVote, lift_knn
 from sightline.parts.tasks.supervised import Decoder, Supervised
-from sightline.parts.tasks.windows import BlockWindows, FragmentWindows, Origin, SphereWindows, Windows, split_clouds
+from sightline.parts.tasks.windows import (
+    BlockWindows,
+    FragmentWindows,
+    Origin,
+    SphereWindows,
+    TileWindows,
+    Windows,
+    split_clouds,
+)
 
 NUM_SHOWN = 6
 NUM_IMAGES = 2
@@ -44,6 +52,14 @@ class BlockWindowsConfig(TypedDict):
     num_points: Count
 
 
+class TileWindowsConfig(TypedDict):
+    """Tiles: squares of `size_m`, each predicted with all points up to `halo_m` around it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    size_m: PositiveFloat
+    halo_m: PositiveFloat
+
+
 @registry.tasks.add("segment")
 class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
@@ -58,13 +74,15 @@ class Segment(Supervised):
 
     In evaluation and prediction, `max_points` divides larger clouds into neighbourhoods of at most that many points,
     with coordinates relative to `origin`; `blocks` divides all clouds into columns, for models with a fixed number of
-    points. Logits of several windows are averaged. `fragments_m` divides clouds into fragments of one point in each
-    cube of that side, whose probabilities are averaged. Training is not affected: its transforms crop.
+    points. Logits of several windows are averaged. `tiles` divides clouds into squares, each predicted with what is
+    around it, which give the logits of the whole where that reaches far enough. `fragments_m` divides clouds into
+    fragments of one point in each cube of that side, whose probabilities are averaged. Training is not affected: its
+    transforms crop.
     Source: made here.
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
-    evaluation_arguments = frozenset({"blocks", "fragments_m", "lift", "max_points", "origin"})
+    evaluation_arguments = frozenset({"blocks", "fragments_m", "lift", "max_points", "origin", "tiles"})
 
     @property
     def protocol(self) -> str:  # type: ignore[override]
@@ -90,6 +108,7 @@ class Segment(Supervised):
         origin: Origin = "kept",
         blocks: BlockWindowsConfig | None = None,
         fragments_m: PositiveFloat | None = None,
+        tiles: TileWindowsConfig | None = None,
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
@@ -112,9 +131,13 @@ class Segment(Supervised):
             raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
         if fragments_m is not None and (blocks is not None or max_points is not None):
             raise ConfigError("segment: fragments_m cannot be combined with blocks or max_points; leave out either")
-        if "range_image" in batch_keys.keys and (blocks, max_points, fragments_m) != (None, None, None):
+        if tiles is not None and (blocks, max_points, fragments_m) != (None, None, None):
             raise ConfigError(
-                "segment: max_points, blocks and fragments_m divide clouds, not range images; leave them out"
+                "segment: tiles cannot be combined with blocks, max_points or fragments_m; leave out either"
+            )
+        if "range_image" in batch_keys.keys and (blocks, max_points, fragments_m, tiles) != (None,) * 4:
+            raise ConfigError(
+                "segment: max_points, blocks, fragments_m and tiles divide clouds, not range images; leave them out"
             )
         self._whole_protocol = "voxel" if hasattr(model, "grid_m") else ""
         self.windows: Windows | None = None
@@ -122,6 +145,8 @@ class Segment(Supervised):
             self.windows = BlockWindows(
                 size_m=blocks["size_m"], stride_m=blocks["stride_m"], num_points=blocks["num_points"]
             )
+        elif tiles is not None:
+            self.windows = TileWindows(size_m=tiles["size_m"], halo_m=tiles["halo_m"], up_axis=up_axis)
         elif fragments_m is not None:
             self.windows = FragmentWindows(size_m=fragments_m)
         elif max_points is not None:

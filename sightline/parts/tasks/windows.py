@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sightline.contract.types import Batch
+from sightline.contract.types import PREPARED, Batch
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.voxels.cells import sparse_voxels
 
@@ -92,6 +92,36 @@ class BlockWindows:
         if "category" in cloud:
             batch["category"] = cloud["category"].expand(len(blocks))
         mean.add(indices.flatten(), forward(batch))
+
+
+class TileWindows:
+    """Tiles: squares of `size_m` from the lowest coordinates on, each predicted with all points up to `halo_m` around.
+
+    Each point is in one tile, which gives its logits; those around it are read alone. These are the logits of the whole
+    cloud where the network reads nothing that is farther away than the halo. `up_axis` is that of the height.
+    """
+
+    def __init__(self, *, size_m: float, halo_m: float, up_axis: str) -> None:
+        self.size_m = size_m
+        self.halo_m = halo_m
+        self.axes = [axis for axis, name in enumerate("xyz") if name != up_axis]
+
+    def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
+        points, logits = cloud["points"], None
+        plan = points[:, self.axes].double()
+        lowest = plan.amin(dim=0)
+        tile = ((plan - lowest) / self.size_m).floor().long()
+        for place in tile.unique(dim=0):
+            first = lowest + place * self.size_m
+            is_own = (tile == place).all(dim=1)
+            is_near = ((plan >= first - self.halo_m) & (plan <= first + self.size_m + self.halo_m)).all(dim=1)
+            index = (is_own | is_near).nonzero().flatten()
+            window = {**_make_window(cloud, index, "kept"), PREPARED: {"grid_corner": points.amin(dim=0)}}
+            part, kept = forward(window), is_own[index]
+            logits = part.new_empty((len(points), part.shape[-1])) if logits is None else logits
+            logits[index[kept]] = part[kept]
+        assert logits is not None, "no tile was predicted"
+        return logits
 
 
 class FragmentWindows:

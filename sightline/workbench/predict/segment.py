@@ -22,6 +22,7 @@ from sightline.draw.pictures import label_colors
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.parts.metrics.predicted_labels import predict_labels
+from sightline.parts.tasks.segment import TileWindowsConfig
 from sightline.store.files.atomic_write import open_atomic, replace_atomic
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
@@ -99,9 +100,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
     the category of all files; without it, that of a file is the name of its folder. `probabilities` is the type in
     which every class's probabilities are kept. `files` are the kinds of files that `write` makes for each cloud, by
-    default all; for scans also the benchmark's `label` files, in its ids. `lift` replaces that of the run's task. For
-    scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns. Raises ConfigError for a name
-    that the run's set does not have. Source: made here.
+    default all; for scans also the benchmark's `label` files, in its ids. `lift` and `tiles` replace those of the run's
+    task. For scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns. Raises ConfigError for
+    a name that the run's set does not have. Source: made here.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})
@@ -118,10 +119,12 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
         lift: Literal["nearest", "knn"] | None = None,
+        tiles: TileWindowsConfig | None = None,
         no_return: NoReturn | None = None,
     ) -> None:
-        if lift is not None:
-            task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
+        stated = {name: value for name, value in (("lift", lift), ("tiles", tiles)) if value is not None}
+        if stated:
+            task = replace(run.config.task, arguments={**run.config.task.arguments, **stated})
             run = replace(run, config=replace(run.config, task=task))
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         info, cloud_spec = self.info, self.info.clouds
