@@ -21,6 +21,7 @@ from sightline.layers.stochastic_depth import StochasticDepth
 from sightline.layers.voxel_levels import VoxelLevel, build_voxel_levels
 from sightline.ops.boxes.focal import lovasz_of_image
 from sightline.ops.voxels.cells import group_cells, sparse_voxels
+from sightline.ops.voxels.curves import curve_order
 from sightline.parts.models.ptv3 import PatchTransformer, PTv3
 from sightline.published.translation import CHANGES, convert_state_dict, find_layouts
 from tests.golden_parity import OUTPUT_BOUND, Golden, assert_near_largest, each_mode, load_golden
@@ -404,8 +405,13 @@ def test_sizes_that_do_not_go_together_are_refused(arguments: dict[str, Any], me
         small(**arguments)
 
 
-def test_clouds_beyond_a_curve_are_refused() -> None:
-    batch = clouds(50)
-    batch["points"][0] += 7000.0
-    with pytest.raises(ValueError, match=r"a curve of depth 16 has 0 to 65535: .*raise the side of the voxels 1\.07"):
-        small().eval()(**batch)
+def test_a_point_far_away_changes_nothing_for_other_clouds() -> None:
+    """Beyond the 65,536 cells of a curve, a cloud's own order is coarser; the others have their bits."""
+    model, batch = small().eval(), clouds(300, 80)
+    alone = model(points=batch["points"][:300], features=batch["features"][:300], offsets=torch.tensor([0, 300]))
+    batch["points"][350] += 7000.0
+    assert torch.equal(model(**batch)["logits"][:300], alone["logits"])
+    cells = torch.tensor([[0, 0, 0], [70_000, 1, 2], [1, 0, 0], [140_000, 1, 1], [3, 4, 5]])
+    ordered = CurveRule(8).order(cells, torch.tensor([0, 4, 5]), depth=16)
+    expected = curve_order(torch.cat([cells[:4] >> 2, cells[4:]]), torch.tensor([0, 4, 5]))
+    assert torch.equal(ordered.order, expected.order)
