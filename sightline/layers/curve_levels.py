@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sightline.ops.segments.offsets import offsets_to_batch
 from sightline.ops.voxels.curves import CURVES, MAX_DEPTH, curve_order
 from sightline.ops.voxels.patches import Patches, cut_patches
 from sightline.ops.waits import read_list
@@ -66,19 +67,30 @@ class CurveRule:
         if self.depth == "fixed" or not cells.shape[0]:
             return MAX_DEPTH
         largest = read_list(cells.amax()[None])[0]
-        return max(1, (largest + (self.depth == "extent")).bit_length())
+        return min(MAX_DEPTH, (largest + (self.depth == "extent")).bit_length())
 
     def order(self, cells: Tensor, offsets: Tensor, *, depth: int) -> CurveLevel:
         """Order the voxels `cells` (V, 3) of packed clouds along all curves of `depth` bits, at least one.
 
-        Raises ValueError for more cells along an axis than a curve has.
+        A cloud of more cells along an axis, such as one with a point far away, is halved until it fits: voxels that
+        are in one cell of the curve keep their order.
         """
-        along = curve_order(cells, offsets, depth=max(1, depth))
+        depth = max(1, depth)
+        along = curve_order(_halve_large(cells, offsets, depth), offsets, depth=depth)
         patch_size = self.patch_size
         if self.sizes == "shared":
             bounds = torch.tensor(read_list(offsets)).diff()
             patch_size = min(patch_size, *bounds[bounds > 0].tolist())
         return CurveLevel(cells, offsets, along.order, along.inverse, patch_size)
+
+
+def _halve_large(cells: Tensor, offsets: Tensor, depth: int) -> Tensor:
+    """Halve the cells (V, 3) of each cloud as often as it needs to have at most 2^depth along each axis."""
+    cloud = offsets_to_batch(offsets, cells.shape[0])
+    largest = cells.new_zeros(offsets.shape[0] - 1).scatter_reduce(0, cloud, cells.amax(dim=1), "amax")
+    halvings = torch.arange(64 - depth, device=cells.device)
+    times = ((largest[:, None] >> halvings) >= 2**depth).sum(dim=1)
+    return cells >> times[cloud, None]
 
 
 def list_permutations(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:

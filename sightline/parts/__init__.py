@@ -40,7 +40,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "tasks.segment": "segment",
     },
     "transforms": {
-        "transforms.colours": "chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation",
+        "transforms.colours": (
+            "center_colors chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation"
+        ),
         "transforms.elastic": "elastic",
         "transforms.images": "color_jitter flip_image normalize_image resize_image",
         "transforms.mixed_scenes": "mix_scenes",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 from torch.nn import functional
@@ -227,4 +226,4 @@ def _count_heads(width: int, head_width: int) -> int:
 
 def _list_rates(drop_path: float, count: int) -> list[float]:
     """List the probabilities of dropping a branch of `count` blocks, from 0 to `drop_path`."""
-    return [float(rate) for rate in torch.linspace(0, drop_path, count)]
+    return [drop_path * number / max(1, count - 1) for number in range(count)]

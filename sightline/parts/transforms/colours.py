@@ -1,4 +1,4 @@
-"""Colour augmentation of clouds: contrast, shift, noise, hue and saturation.
+"""Colours of clouds: their scale, and as augmentation contrast, shift, noise, hue and saturation.
 
 Pure and batched: `colours` (B, N, 3), red, green and blue from 0 to 1, come in and go out. Each cloud draws from its
 own stream. Source: Choy et al. 2019 (Minkowski networks), as the S3DIS training of
@@ -14,6 +14,23 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.transform import Transform
+
+
+@registry.transforms.add("center_colors")
+class CenterColors(Transform):
+    """Colours from -1 to 1 instead of 0 to 1, as networks of Pointcept before 1.6 were trained on; the last of colours.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.colours import CenterColors
+    >>> CenterColors()(Draws.from_seed(0), colours=torch.tensor([[[0.0, 0.5, 1.0]]]))["colours"]
+    tensor([[[-1., 0., 1.]]])
+
+    Source: Pointcept 1.5.1, NormalizeColor.
+    """
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        return {"colours": 2 * colours - 1}
 
 
 @registry.transforms.add("chromatic_auto_contrast")
