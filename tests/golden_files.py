@@ -19,22 +19,8 @@ UNREAD: dict[str, str] = {
 }
 """Files that no test opens, each with the reason."""
 _BOXES = "networks that predict 3D boxes on LiDAR"
-_VOXELS = "networks on sparse voxels"
 WAITING: dict[str, str] = {
-    f"{area}/{name}": network
-    for area, network, names in (
-        (
-            "boxes3d",
-            _BOXES,
-            "centerpoint_pillar_nus centerpoint_targets nuscenes_eval",
-        ),
-        (
-            "voxels",
-            _VOXELS,
-            "frnet_small",
-        ),
-    )
-    for name in names.split()
+    f"boxes3d/{name}": _BOXES for name in ("centerpoint_pillar_nus", "centerpoint_targets", "nuscenes_eval")
 }
 """Files of networks that sightline has not yet; each leaves the list when a test opens it."""
 LONG = frozenset(
