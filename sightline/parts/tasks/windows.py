@@ -101,6 +101,8 @@ class TileWindows:
     cloud where the network reads nothing that is farther away than the halo. `up_axis` is that of the height.
     """
 
+    protocol = "tiles"
+
     def __init__(self, *, size_m: float, halo_m: float, up_axis: str) -> None:
         self.size_m = size_m
         self.halo_m = halo_m
