@@ -264,7 +264,7 @@ def test_names_that_are_given_are_those_of_classes_txt(tmp_path: Path) -> None:
     assert given["class_names"] == [*names]
     assert prepare(source, tmp_path / "both", names=names)["class_names"] == [*names]
     for wrong, said in (
-        (("a", "b", "c"), r"names: \[a, b, c\] are others than in .*classes.txt; leave names out, or correct the file"),
+        (("a", "b", "c"), r"names: \[a, b, c\] are others than in .*classes.txt; leave names out, or correct it"),
         (("a", "a"), r"names: \[a, a\] has an empty name, or one twice"),
         (("a", " "), "has an empty name, or one twice"),
     ):

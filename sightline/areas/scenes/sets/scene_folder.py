@@ -212,9 +212,10 @@ class SceneFolder(LabelledScenes):
 
         `columns` names the columns of files without column names; `label` is the column of labels, whole numbers from
         0, where there is no file of labels beside a scene. They are the classes that `names`, or else `classes.txt` in
-        the folder, names from label 0 on; without either every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
-        to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. Points that a file flags as
-        `withheld` are dropped unless they are to be kept. `seed` draws the splits if the folder has none.
+        the folder, names from label 0 on; without either every label that occurs is a class. `unlabelled` is the label
+        of points without a class. Colours are from 0 to `colour_max`, by default to 255, or to 65535 in a file with
+        colours of 16 bits. Points that a file flags as `withheld` are dropped unless they are to be kept. `seed` draws
+        the splits if the folder has none.
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit.
         """
         column_names, label = None if columns is None else check_columns(columns), label.lower()
@@ -339,7 +340,7 @@ def _name_classes(root: Path, names: tuple[str, ...] | None) -> _Classes | None:
         )
     if in_file not in (None, names):
         raise ConfigError(
-            f"names: [{', '.join(names)}] are others than in {root / CLASSES_FILE}; leave names out, or correct the file"
+            f"names: [{', '.join(names)}] are others than in {root / CLASSES_FILE}; leave names out, or correct it"
         )
     return _Classes(names, tuple(range(len(names))), "names")
 
