@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sightline.ops.lanes import add_product, load, store, zeros_like
 from sightline.ops.numba_kernels import inlined_kernel, numba_kernel, run_parallel
@@ -79,9 +80,9 @@ def _check_rows(name: str, rows: Tensor, limit: int) -> None:
 @operator(check=_check)
 def _convolve_voxels(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> Tensor:
     sums = torch.zeros((table.shape[0], weight.shape[2]), dtype=_sum_dtype(values), device=values.device)
+    padded, columns = _pad_rows(values, table)
     for place in range(weight.shape[0]):
-        rows = _gather(values, table[:, place])
-        sums = sums + (rows @ weight[place]).to(sums.dtype)
+        sums = sums + (padded[columns[place]] @ weight[place]).to(sums.dtype)
     return (sums if bias is None else sums + bias).to(values.dtype)
 
 
@@ -89,11 +90,9 @@ def _sum_dtype(values: Tensor) -> torch.dtype:
     return torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
 
 
-def _gather(values: Tensor, rows: Tensor) -> Tensor:
-    """Gather rows (M,) of values (N, C), zeros for -1, even if the values are not finite."""
-    if not values.shape[0]:
-        return values.new_zeros((rows.shape[0], values.shape[1]))
-    return torch.where(rows[:, None] >= 0, values[rows.clamp(min=0).long()], 0.0)
+def _pad_rows(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values (N + 1, C) with zeros in the last row, which is that of -1, and the rows of each place (K, M)."""
+    return functional.pad(values, (0, 0, 0, 1)), table.T.long().contiguous()
 
 
 @_convolve_voxels.fake
@@ -125,7 +124,8 @@ def _check_correlation(values: Tensor, gradient: Tensor, table: Tensor) -> None:
 def _correlate_voxels(values: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
     """Return the gradient (K, Cin, Cout) of the weights, from values (N, Cin) and that of the outputs (M, Cout)."""
     wide = gradient.to(_sum_dtype(values))
-    sums = [_gather(values, table[:, place]).to(wide.dtype).mT @ wide for place in range(table.shape[1])]
+    padded, columns = _pad_rows(values, table)
+    sums = [padded[columns[place]].to(wide.dtype).mT @ wide for place in range(table.shape[1])]
     return torch.stack(sums).to(values.dtype)
 
 
@@ -210,7 +210,7 @@ _INPUTS = 16
 def _(values: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
     num_inputs, num_channels, num_places = values.shape[1], gradient.shape[1], table.shape[1]
     wide = -(-num_channels // _WIDTH) * _WIDTH
-    padded = gradient if wide == num_channels else torch.nn.functional.pad(gradient, (0, wide - num_channels))
+    padded = gradient if wide == num_channels else functional.pad(gradient, (0, wide - num_channels))
     columns = table.T.contiguous().numpy()
     starts, inputs, outputs = _list_pairs(columns)
     sums = np.zeros((num_places, num_inputs, wide), padded.numpy().dtype)

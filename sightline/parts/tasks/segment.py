@@ -86,7 +86,7 @@ class Segment(Supervised):
 
     @property
     def protocol(self) -> str:  # type: ignore[override]
-        """How clouds are predicted in evaluation: by `fragments`, `windows` or `blocks`, or a point as its `voxel`."""
+        """How clouds are predicted: by `fragments`, `windows`, `blocks` or `tiles`, or a point as its `voxel`."""
         return self._whole_protocol if self.windows is None else self.windows.protocol
 
     @property
