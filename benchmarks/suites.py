@@ -18,6 +18,7 @@ from benchmarks import (
     rendering,
     scan_scores,
     segments,
+    sweep_network,
     training,
     voxels,
 )
@@ -33,6 +34,7 @@ SUITES: Mapping[str, Callable[[], list[BenchmarkCase]]] = {
         *boxes3d.cases(),
         *segments.cases(),
         *voxels.cases(),
+        *sweep_network.cases(),
     ],
     "models": lambda: [*networks.cases(), *image_networks.cases(), *training.recipe_cases()],
     "data": lambda: [*data.cases(), *rendering.cases()],

@@ -55,20 +55,22 @@ class _LinearRows(Function):
 
 def _multiply(values: Tensor, matrix: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
     """Multiply the first rows of values (N, A) by a matrix (A, B) and add a bias (B,): (N, B), 0 in further rows."""
-    result = values.new_zeros((values.shape[0], matrix.shape[1]))
+    result = values.new_empty((values.shape[0], matrix.shape[1]))
+    result[num_rows:] = 0
     if not is_on_host(values):
         result[:num_rows] = _product(values[:num_rows], matrix, bias)
         return result
-    for rows in _iterate_blocks(num_rows):
-        block = values[rows]
-        if (count := block.shape[0]) < _BLOCK:
-            block = functional.pad(block, (0, 0, 0, _BLOCK - count))
-        result[rows] = _product(block, matrix, bias)[:count]
+    whole = num_rows - num_rows % _BLOCK
+    for rows in _iterate_blocks(whole):
+        _product(values[rows], matrix, bias, out=result[rows])
+    if (left := num_rows - whole) > 0:
+        block = functional.pad(values[whole:num_rows], (0, 0, 0, _BLOCK - left))
+        result[whole:num_rows] = _product(block, matrix, bias)[:left]
     return result
 
 
-def _product(values: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return values @ matrix if bias is None else torch.addmm(bias, values, matrix)
+def _product(values: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    return torch.mm(values, matrix, out=out) if bias is None else torch.addmm(bias, values, matrix, out=out)
 
 
 def _correlate(values: Tensor, gradient: Tensor, num_rows: int) -> Tensor:

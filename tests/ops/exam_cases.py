@@ -556,6 +556,9 @@ CASES = [
     OperatorCase("convolve_voxels", "three", **_convolve(3, 2, 1)),
     OperatorCase("convolve_voxels", "halves", **_convolve(2, 1, 3)),
     replace(OperatorCase("convolve_voxels", "wide", **_convolve(3, 5, 18, count=400)), differentiable=()),
+    replace(
+        OperatorCase("convolve_voxels", "by matrix products", **_convolve(3, 128, 128, count=150)), differentiable=()
+    ),
     OperatorCase("correlate_voxels", "three", **_convolve(3, 2, 1, is_gradient=True)),
     OperatorCase("correlate_voxels", "halves", **_convolve(2, 1, 3, is_gradient=True)),
     replace(

@@ -337,3 +337,20 @@ def test_half_precision_is_rounded_before_and_after_the_sums() -> None:
     rounded = (values.bfloat16().float(), weight.bfloat16().float())
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, ops.sparse_convolution(*rounded, kernel_map).bfloat16())
+
+
+@pytest.mark.parametrize("channels", [16, 128])
+def test_bits_of_a_cloud_depend_on_no_other_and_on_no_thread(channels: int) -> None:
+    """In the kernel's own form, and with matrix products of wide layers."""
+    _, _, voxels = make_voxels(400, 3, 250)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(len(voxels.cells), channels, generator=generator)
+    weight = torch.randn(27, channels, channels, generator=generator)
+    kernel_map = ops.submanifold_map(voxels.cells, voxels.offsets, size=3)
+    one, three = with_one_and_three_threads(lambda: ops.sparse_convolution(values, weight, kernel_map))
+    assert torch.equal(one, three)
+    for cloud in range(3):
+        rows = slice(*voxels.offsets[cloud : cloud + 2].tolist())
+        offsets = torch.tensor([0, rows.stop - rows.start])
+        alone = ops.submanifold_map(voxels.cells[rows], offsets, size=3)
+        assert torch.equal(ops.sparse_convolution(values[rows], weight, alone), one[rows])

@@ -38,7 +38,7 @@ def _check_numbers(name: str, numbers: Tensor, limit: int) -> None:
 def _take_rows(values: Tensor, rows: Tensor, takers: Tensor) -> Tensor:
     if not values.shape[0]:
         return values.new_zeros((rows.shape[0], values.shape[1]))
-    return values[rows.clamp(min=0)].masked_fill((rows < 0)[:, None], 0.0)
+    return values[rows.clamp(min=0)].masked_fill_((rows < 0)[:, None], 0.0)
 
 
 @_take_rows.fake

@@ -8,6 +8,7 @@ CPUs each product is added in one rounding. The gradient of the weights adds up 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ _WIDTH = 16
 """Channels of the output that a CPU's kernel holds in registers, two vectors."""
 _ROWS = 256
 """Outputs that are computed while their sums are in the cache."""
+_WIDE = 128 * 128
+"""Channels of the input times those of the output from which on a CPU multiplies by torch's matrix product."""
+_PRODUCT = 64
+"""Pairs of one such product: libraries choose another order of sums for another number of rows."""
 _PAIRS = 128
 """Pairs whose products are added before they are added to a weight's gradient."""
 
@@ -140,6 +145,8 @@ def _(values: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
 @_convolve_voxels.cpu_kernel
 def _(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, reverse: Tensor) -> Tensor:
     num_places, num_inputs, num_channels = weight.shape
+    if num_inputs * num_channels >= _WIDE:
+        return _convolve_wide(values, weight, bias, table)
     parts = -(-num_channels // _WIDTH)
     packed = weight.new_zeros((num_places, num_inputs, parts * _WIDTH))
     packed[..., :num_channels] = weight
@@ -148,6 +155,22 @@ def _(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, revers
     arrays = values.contiguous().numpy(), packed.numpy(), table.contiguous().numpy(), sums
     run_parallel(_add_products, len(table), *arrays)
     result = torch.from_numpy(sums if sums.shape[1] == num_channels else sums[:, :num_channels].copy())
+    return result if bias is None else result.add_(bias)
+
+
+def _convolve_wide(values: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor) -> Tensor:
+    """Convolve as the operator does, with a matrix product for `_PRODUCT` pairs of a place at a time."""
+    starts, inputs, outputs = _list_pairs(table.T.contiguous().numpy())
+    result = values.new_zeros((table.shape[0], weight.shape[2]))
+    rows, sums = torch.from_numpy(inputs.view(np.int64)), torch.from_numpy(outputs.view(np.int64))
+    for place, (first, last) in enumerate(pairwise(starts.tolist())):
+        matrix = weight[place].contiguous()
+        for begin in range(first, last, _PRODUCT):
+            end = min(begin + _PRODUCT, last)
+            block = values[rows[begin:end]]
+            if end - begin < _PRODUCT:
+                block = torch.nn.functional.pad(block, (0, 0, 0, _PRODUCT - end + begin))
+            result.index_add_(0, sums[begin:end], torch.mm(block, matrix)[: end - begin])
     return result if bias is None else result.add_(bias)
 
 
