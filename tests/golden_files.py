@@ -28,7 +28,7 @@ WAITING: dict[str, str] = {
             "voxels",
             _VOXELS,
             "fn_curves fn_interpolate "
-            "fn_patch_padding fn_serialization frnet_small "
+            "fn_patch_padding fn_serialization "
             "keys_ptv3_base_scannet keys_sonata_encoder "
             "ptv3_block_fixed ptv3_block_fixed_rpe ptv3_block_varlen ptv3_small_fixed_rpe "
             "ptv3_small_plain ptv3_small_postnorm ptv3_small_shuffle ptv3_small_sonata ptv3_small_v151 "

@@ -15,15 +15,20 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_lidar": "synthetic_lidar",
     },
     "descriptions": {"projections": "describe_projection"},
+    "losses": {"losses": "pixel_boundary pixel_cross_entropy pixel_lovasz"},
     "metrics": {"metrics": "iou_by_distance pixel_iou"},
     "models": {
         "models.deeplabv3": "deeplabv3",
+        "models.frnet": "frnet",
         "models.rangenet": "rangenet21 rangenet53",
         "models.salsanext": "salsanext",
         "models.squeezeseg": "squeezeseg squeezesegv2",
     },
     "public": {"sets.labelled_scans": "LabelledScans NamedScans"},
     "rules": {"rules": "mismatched-labels projection-coverage"},
-    "transforms": {"range_projection": "project ring_from_order"},
+    "transforms": {
+        "frustums": "assign_pixels copy_classes interpolate_ranges mix_frustums",
+        "range_projection": "project ring_from_order",
+    },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""
