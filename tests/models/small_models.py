@@ -21,12 +21,14 @@ FACTS = {
     "class_names": ("a", "b", "c", "d", "e"),
     "num_categories": 3,
     "num_joints": 3,
+    "image_size_px": (16, 8),
 }
 INPUTS: dict[str, Callable[[int], Tensor]] = {
     "category": lambda batch: torch.arange(batch) % 3,
     "crop": lambda batch: torch.rand(batch, 1, 128, 128, dtype=torch.float64) * 2 - 1,
     "image": lambda batch: torch.randn(batch, 3, 16, 16, dtype=torch.float64),
     "other_points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
+    "pixel": lambda batch: torch.randint(0, 16 * 8, (batch, 32)),
     "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
     "volume": lambda batch: (torch.rand(batch, 1, 16, 16, 16) > 0.9).double(),
 }
@@ -54,6 +56,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dgcnn": {"embedding": 64},
     "dgcnn_parts": {"num_neighbours": 20, "embedding": 64},
     "dgcnn_scenes": {"embedding": 64},
+    "frnet": {
+        "encoder_widths": (4, 8, 8),
+        "pixel_width": 4,
+        "width": 8,
+        "blocks": (1, 1, 1, 1),
+        "fused_widths": (8,),
+        "auxiliary_heads": True,
+    },
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
     "minkunet": _VOXEL_UNET,

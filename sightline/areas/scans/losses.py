@@ -25,7 +25,7 @@ class PixelCrossEntropy(Loss):
     >>> import torch
     >>> from sightline.areas.scans.losses import PixelCrossEntropy
     >>> loss = PixelCrossEntropy(num_classes=3, ignore_index=0)
-    >>> loss(auxiliary_logits=torch.zeros(4, 1, 1, 2, 3), pixel_label=torch.tensor([[[0, 1]]]))  # four heads: 4 ln 3
+    >>> loss(auxiliary_logits=torch.zeros(1, 4, 1, 2, 3), pixel_label=torch.tensor([[[0, 1]]]))  # four heads: 4 ln 3
     tensor(4.3944)
 
     Source: Xu et al. 2023 (FRNet), section 3.4.
@@ -49,8 +49,8 @@ class PixelCrossEntropy(Loss):
         return self.of_labels.count(label=pixel_label)
 
     def forward(self, *, auxiliary_logits: Tensor, pixel_label: Tensor) -> Tensor:
-        """Compute the loss sum from `auxiliary_logits` (A, S, H, W, C) with `pixel_label` (S, H, W)."""
-        label = pixel_label.expand(auxiliary_logits.shape[:-1])
+        """Compute the loss sum from `auxiliary_logits` (S, A, H, W, C) with `pixel_label` (S, H, W)."""
+        label = _repeat(pixel_label, auxiliary_logits)
         return cast(Tensor, self.of_labels(logits=auxiliary_logits, label=label))
 
 
@@ -61,7 +61,7 @@ class PixelLovasz(Loss):
     >>> import torch
     >>> from sightline.areas.scans.losses import PixelLovasz
     >>> label = torch.tensor([[[0, 0, 1, 1]]])
-    >>> logits = 100 * torch.eye(2)[[0, 0, 0, 1]].expand(2, 1, 1, 4, 2)  # two heads
+    >>> logits = 100 * torch.eye(2)[[0, 0, 0, 1]].expand(1, 2, 1, 4, 2)  # two heads
     >>> PixelLovasz(num_classes=2)(auxiliary_logits=logits, pixel_label=label)
     tensor(0.8333)
 
@@ -77,8 +77,8 @@ class PixelLovasz(Loss):
         return self.of_labels.count(label=pixel_label)
 
     def forward(self, *, auxiliary_logits: Tensor, pixel_label: Tensor) -> Tensor:
-        """Compute the loss sum from `auxiliary_logits` (A, S, H, W, C) with `pixel_label` (S, H, W)."""
-        label = pixel_label.expand(auxiliary_logits.shape[:-1]).flatten(0, 1)
+        """Compute the loss sum from `auxiliary_logits` (S, A, H, W, C) with `pixel_label` (S, H, W)."""
+        label = _repeat(pixel_label, auxiliary_logits).flatten(0, 1)
         return cast(Tensor, self.of_labels(logits=auxiliary_logits.flatten(0, 1), label=label))
 
 
@@ -93,7 +93,7 @@ class PixelBoundary(ClassLoss):
     >>> import torch
     >>> from sightline.areas.scans.losses import PixelBoundary
     >>> label = torch.tensor([[[0, 0, 1, 1]]])
-    >>> loss, logits = PixelBoundary(num_classes=2), 100 * torch.nn.functional.one_hot(label, 2).float()[None]
+    >>> loss, logits = PixelBoundary(num_classes=2), 100 * torch.nn.functional.one_hot(label[:, None], 2).float()
     >>> round(float(loss(auxiliary_logits=logits, pixel_label=label)), 6)
     0.0
     >>> loss(auxiliary_logits=0 * logits, pixel_label=label)  # no boundary is found
@@ -110,8 +110,8 @@ class PixelBoundary(ClassLoss):
         return self.is_counted(pixel_label).flatten(1).any(dim=1).sum()
 
     def forward(self, *, auxiliary_logits: Tensor, pixel_label: Tensor) -> Tensor:
-        """Compute the loss sum from `auxiliary_logits` (A, S, H, W, C) with `pixel_label` (S, H, W)."""
-        label = self.check_labels(auxiliary_logits, pixel_label.expand(auxiliary_logits.shape[:-1])).flatten(0, 1)
+        """Compute the loss sum from `auxiliary_logits` (S, A, H, W, C) with `pixel_label` (S, H, W)."""
+        label = self.check_labels(auxiliary_logits, _repeat(pixel_label, auxiliary_logits)).flatten(0, 1)
         probabilities = promote_to_float32(auxiliary_logits).softmax(dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
         num_kinds = max(self.num_classes, -1 if self.ignore_index is None else self.ignore_index + 1)
         wanted = F.one_hot(label, num_kinds)[..., : self.num_classes].permute(0, 3, 1, 2).to(probabilities)
@@ -126,3 +126,8 @@ class PixelBoundary(ClassLoss):
 def _find_boundaries(shares: Tensor) -> Tensor:
     """Return by how much each pixel's share exceeds the least around it: (S, C, H, W) -> (S, C, H * W)."""
     return (F.max_pool2d(-shares, _SIZE, stride=1, padding=_SIZE // 2) + shares).flatten(2)
+
+
+def _repeat(pixel_label: Tensor, auxiliary_logits: Tensor) -> Tensor:
+    """Repeat labels (S, H, W) for each head: (S, A, H, W)."""
+    return pixel_label[:, None].expand(-1, auxiliary_logits.shape[1], -1, -1)

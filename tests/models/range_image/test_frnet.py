@@ -59,9 +59,9 @@ _PAIRS = {
 NAMES = dict(pair for theirs, ours in _PAIRS.items() for pair in expand_names(theirs, ours))
 
 
-def our_name(name: str) -> str | None:
+def our_name(name: str) -> str:
     layer, _, kind = name.rpartition(".")
-    return f"{NAMES[layer]}.{kind}" if layer in NAMES else None
+    return f"{NAMES[layer]}.{kind}"
 
 
 def golden_inputs(golden: Golden) -> tuple[dict[str, Tensor], Tensor]:
@@ -192,7 +192,7 @@ def test_an_empty_pixel_holds_nothing() -> None:
 
 def test_auxiliary_heads_predict_pixels() -> None:
     outputs = small(auxiliary_heads=True)(**scans(200, 100))
-    assert outputs["auxiliary_logits"].shape == (4, 2, HEIGHT, WIDTH, 5)
+    assert outputs["auxiliary_logits"].shape == (2, 4, HEIGHT, WIDTH, 5)
     assert set(small()(**scans(200))) == {"logits"}
 
 

@@ -37,7 +37,7 @@ _EPS, _MOMENTUM = 1e-3, 0.01
 class FRNetOutput(TypedDict):
     """`logits` (..., num_classes) of each point before the softmax, with the leading axes of the points.
 
-    `auxiliary_logits` (A, S, H, W, num_classes) are those of pixels, of each auxiliary head.
+    `auxiliary_logits` (S, A, H, W, num_classes) are those of pixels, of each auxiliary head.
     """
 
     logits: Tensor
@@ -304,7 +304,7 @@ class FRNet(Model):
         outputs = {"logits": logits.view(*points.shape[:-1], self.num_classes)}
         if self.auxiliary:
             pixels = [head(maps[number]) for head, number in zip(self.auxiliary, _AUXILIARY, strict=True)]
-            outputs["auxiliary_logits"] = torch.stack(pixels).permute(0, 1, 3, 4, 2)
+            outputs["auxiliary_logits"] = torch.stack(pixels, dim=1).permute(0, 1, 3, 4, 2)
         return cast(FRNetOutput, outputs)
 
     def _place(self, pixel: Tensor, points: Tensor, bounds: Tensor) -> PointPlaces:
