@@ -58,6 +58,10 @@ _STAND_INS: dict[str, dict[str, Any]] = {
         "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
         "transforms": _both([{"name": "rotate"}]),
     },
+    "points and pixels": {
+        "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
+        "transforms": _both([{"name": "assign_pixels", "width": 64, "rows": "ring"}]),
+    },
     "rooms": {"data": {"name": "synthetic_rooms", "points_per_m2": 10, **_SIZES}, "transforms": _both(_ROOMS)},
     "intrapoint": {"data": _SHAPES, "transforms": _both(_PAIRS)},
     "crosspoint": {
@@ -106,6 +110,13 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "retina": {"num_convs": 1},
     "retina_emd": {"num_convs": 1},
     "fcos": {"num_convs": 1},
+    "frnet": {
+        "encoder_widths": [8, 16, 16],
+        "pixel_width": 4,
+        "width": 8,
+        "blocks": [1, 1, 1, 1],
+        "fused_widths": [8],
+    },
     "rangenet53": {"width": 8},
     "salsanext": {"width": 8},
     "minkunet": _VOXEL_UNET,
@@ -123,6 +134,8 @@ def _kind(config: RunConfig, recipe: str) -> str:
             return "parts"
         if any(word in name for word in ("room", "s3dis", "scannet")):
             return "rooms"
+        if config.model.name == "frnet":
+            return "points and pixels"
         return "voxels of scans" if config.model.name in ("minkunet", "spunet", "ptv3") else "scans"
     return config.task.name
 

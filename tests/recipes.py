@@ -13,6 +13,7 @@ _CUBE = (
 )
 _FEW_POINTS = "data.num_points=64"
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
+_FRUSTUMS = ("data.num_columns=64", "transforms.train.3.width=64", "transforms.evaluate.0.width=64")
 _CROWDS = ("data.validation_size=8", "schedule.warmup_epochs=0", "model.backbone.width=8")
 _DETECTOR = (*_CROWDS, "model.neck.width=32")
 SMALLER = {
@@ -29,6 +30,7 @@ SMALLER = {
     "pose/synthetic_hands_v2v_small": _CUBE,
     "pose/synthetic_bodies_v2v_small": _CUBE,
     "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),
+    "segment/synthetic_lidar_frnet": (*_FRUSTUMS, "model.width=8"),
     "segment/synthetic_lidar_minkunet": ("data.num_columns=64",),
     "segment/synthetic_lidar_rangenet21": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),

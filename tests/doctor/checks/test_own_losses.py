@@ -40,6 +40,7 @@ from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
 from tests.models.set_networks import SMALL_DFINE
 from tests.planted.planting import BENCHES
+from tests.recipes import SMALLER
 
 WHOLE = (
     "classify: minus cross entropy",
@@ -114,6 +115,16 @@ SHIPPED: dict[str, Any] = {
     ),
     "set_class set_l1 set_giou set_corners set_distillation": lambda folder: build(
         read_config(ROOT / "configs/detect/photos_dfine.yaml", SMALL_DFINE), World()
+    ),
+    "pixel_cross_entropy pixel_lovasz pixel_boundary": lambda folder: build(
+        read_config(
+            ROOT / "configs/segment/synthetic_lidar_frnet.yaml",
+            [
+                *("data.train_size=8", "data.test_size=2", *SMALLER["segment/synthetic_lidar_frnet"]),
+                "losses=[{name: pixel_cross_entropy}, {name: pixel_lovasz}, {name: pixel_boundary}]",
+            ],
+        ),
+        World(),
     ),
     "earth_mover": lambda folder: _crowds(
         "earth_mover",

@@ -63,6 +63,7 @@ class ScanFolder(NamedScans):
     config_bases = (
         ConfigBase("segment/own_scans", "SalsaNext on range images"),
         ConfigBase("segment/own_scans_voxels", "MinkUNet on sparse voxels, which hide hardly a point"),
+        ConfigBase("segment/own_scans_frnet", "FRNet on points and pixels, which labels every point of a pixel"),
     )
     spec = ScanSpec(
         name="scan_folder",
@@ -157,7 +158,11 @@ class ScanFolder(NamedScans):
         """Return the sensor and the range image, or the side of sparse voxels, that a survey of the files finds."""
         options = prepared.manifest["options"]
         found = cls.survey(Path(prepared.manifest["source"]["path"]), **options)
-        return shlex.split(found["voxels"]["for_config"] if "grid_m" in base["model"] else found["for_config"])
+        if "grid_m" in base["model"]:
+            return shlex.split(found["voxels"]["for_config"])
+        transform = base["transforms"]["evaluate"][-1]["name"]  # it takes the arguments of `project`, at its place
+        words = [word.replace("{name: project,", f"{{name: {transform},") for word in shlex.split(found["for_config"])]
+        return [word for word in words if not word.startswith("model.circular") or "circular" in base["model"]]
 
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         num_beams = prepared.manifest["options"]["num_beams"]
