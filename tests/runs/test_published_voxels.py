@@ -33,12 +33,18 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "nuscenes_lidarseg_spunet": (50, 12, ADAMW, 0.002, 0.005, (0.04, 10, 100), 0.05, 0.0, "scales"),
     "semantic_kitti_spunet": (50, 12, ADAMW, 0.002, 0.005, (0.04, 10, 100), 0.05, 0.8, "turns"),
     "semantic_kitti_minkunet": (15, 2, SGD, 0.24, 1e-4, None, 0.05, 0.0, ""),
+    "scannet_ptv3": (800, 12, ADAMW, 0.006, 0.05, (0.05, 10, 1e3), 0.02, 0.8, "scannet"),
+    "s3dis_ptv3": (3000, 12, ADAMW, 0.006, 0.05, (0.05, 10, 1e3), 0.02, 0.8, "scales"),
+    "nuscenes_lidarseg_ptv3": (50, 12, ADAMW, 0.002, 0.005, (0.04, 10, 100), 0.05, 0.8, "scales"),
 }
+CROPS = {"scannet_ptv3": 102_400, "s3dis_ptv3": 204_800}
 COUNTS = {
     "scannet_spunet": (20, 9, 39_157_844),
     "scannet_minkunet34c": (20, 9, 37_880_052),  # 24,000 more than with coordinates alone: 6 x 125 x 32 weights
     "nuscenes_lidarseg_spunet": (16, 4, 39_149_456),
     "semantic_kitti_minkunet": (19, 4, 21_723_315),
+    "scannet_ptv3": (20, 9, 46_167_572),
+    "nuscenes_lidarseg_ptv3": (16, 4, 46_159_312),
 }
 NUM_VIEWS = {"scannet": 13, "scales": 10, "turns": 4, "": 1}
 
@@ -73,7 +79,7 @@ def test_settings_are_the_published_ones(name: str) -> None:
         assert steps["voxel_sample"]["size_m"] == side
     assert [each.arguments["views"] for each in config.transforms.vote if each.name == "views"] == [views] * bool(views)
     if name.startswith(("scannet", "s3dis")):
-        assert steps["crop_points"]["max_points"] == 100_000
+        assert steps["crop_points"]["max_points"] == CROPS.get(name, 100_000)
         assert ("elastic" in steps) == name.startswith("scannet")
         turns = [each.arguments for each in config.transforms.train if each.name == "rotate"]
         assert [(turn["axis"], turn["probability"], round(turn["max_angle_rad"], 6)) for turn in turns] == [
@@ -81,7 +87,26 @@ def test_settings_are_the_published_ones(name: str) -> None:
             ("x", 0.5, 0.049087),
             ("y", 0.5, 0.049087),
         ]
-    assert [each.name for each in config.losses] == ["cross_entropy"]
+    of_attention = name.endswith("ptv3")
+    assert [each.name for each in config.losses] == ["cross_entropy", *["lovasz_softmax"] * of_attention]
+    groups = config.optimizer.arguments.get("groups", ())
+    assert {(group["modules"], group["lr_factor"]) for group in groups} == (
+        {("encoder", 0.1), ("decoder", 0.1)} if of_attention else set()
+    )
+
+
+def test_what_learns_at_a_tenth_is_what_the_authors_call_blocks() -> None:
+    """45.70 of 46.17 million parameters have `block` in the authors' names."""
+    from sightline.parts.models.ptv3 import PTv3
+    from sightline.published.translation import published_name
+
+    with torch.device("meta"):
+        model = PTv3(in_channels=9, num_classes=20, inputs="features")
+    slow = {name: value for name, value in model.named_parameters() if name.startswith(("encoder.", "decoder."))}
+    assert round(sum(value.numel() for value in slow.values()) / 1e6, 2) == 45.70
+    assert {name for name, _ in model.named_parameters() if "block" in published_name(name, "pointcept_ptv3")} == {
+        *slow
+    }
 
 
 @run_each("name", COUNTS)
