@@ -195,6 +195,20 @@ def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None
     assert rooms.load().predict([tmp_path / "in"]).predicted[0].probabilities is None
 
 
+def test_tiles_label_every_point_of_a_room_once(rooms: Run, tmp_path: Path) -> None:
+    """With a halo as wide as the room they are the whole, in its order; with a narrow one, every point has a label."""
+    room = rooms_of(rooms)[0]
+    write(tmp_path / "room.ply", columns_of(room))
+    run = rooms.load()
+    (whole,), (wide,), (narrow,) = (
+        run.predict([tmp_path / "room.ply"], probabilities="float32", tiles=tiles).predicted
+        for tiles in (None, {"size_m": 0.5, "halo_m": 50.0}, {"size_m": 2.0, "halo_m": 1.0})
+    )
+    assert np.array_equal(wide.probabilities, whole.probabilities)
+    assert len(narrow.labels) == len(whole.labels) == len(room["points"])
+    assert np.isfinite(narrow.probabilities).all()
+
+
 def test_categories_come_from_folders_or_by_name_or_are_asked_for(
     parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
