@@ -77,7 +77,7 @@ def test_layers_of_one_kind_are_compared_once() -> None:
 MODELS = (
     *("image_classifier", "pct_naive", "pointnet_plain", "rangenet21", "v2v_small", "salsanext", "point_transformer"),
     *("deeplabv3", "squeezesegv2", "point_bert_parts", "dgcnn", "scale_net", "pointnet_scenes", "pointnet2_parts"),
-    *("pct", "dgcnn_parts", "point_transformer_dense", "detector", "pointpillars", "minkunet", "frnet"),
+    *("pct", "dgcnn_parts", "point_transformer_dense", "detector", "pointpillars", "minkunet", "ptv3", "frnet"),
 )
 """Hold every kind of layer of the package, in few seconds; the others: tests/long/test_networks.py."""
 
