@@ -40,7 +40,7 @@ class SweepInputs:
 def cases() -> list[BenchmarkCase]:
     return [
         BenchmarkCase(
-            suite="networks",
+            suite="models",
             label="ptv3_sweep_{num_columns}_w{width}",
             size={"num_columns": 1170, "width": 32},
             quick={"num_columns": 40, "width": 16},

@@ -30,7 +30,7 @@ def names(cases: list[BenchmarkCase]) -> list[str]:
 
 def test_names_are_unique_and_so_are_those_of_forms() -> None:
     everything = names(list_cases())
-    assert len(everything) == 78
+    assert len(everything) == 79
     assert len(set(everything)) == len(everything)
     for case in list_cases():
         forms = [form.name for form in case.forms]
