@@ -113,8 +113,8 @@ class PixelBoundary(ClassLoss):
         """Compute the loss sum from `auxiliary_logits` (S, A, H, W, C) with `pixel_label` (S, H, W)."""
         label = self.check_labels(auxiliary_logits, _repeat(pixel_label, auxiliary_logits)).flatten(0, 1)
         probabilities = promote_to_float32(auxiliary_logits).softmax(dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
-        num_kinds = max(self.num_classes, -1 if self.ignore_index is None else self.ignore_index + 1)
-        wanted = F.one_hot(label, num_kinds)[..., : self.num_classes].permute(0, 3, 1, 2).to(probabilities)
+        classes = torch.arange(self.num_classes, device=label.device)[:, None, None]
+        wanted = (label[:, None] == classes).to(probabilities)
         found = torch.where(self.is_counted(label)[:, None], probabilities, wanted)
         true, predicted = _find_boundaries(wanted), _find_boundaries(found)
         both = (true * predicted).sum(dim=2)
