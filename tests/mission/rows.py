@@ -28,7 +28,7 @@ __all__ = [
 IDS = tuple(f"S{area}.{number}" for area, size in enumerate((35, 32, 17, 36, 15)) for number in range(1, size + 1))
 """Numbers of all things: of point clouds without labels, of volumes and joints, of compression, of boxes, of scans."""
 
-BEYOND = (*(f"B3.{number}" for number in range(1, 41)), *(f"B4.{number}" for number in range(1, 29)))
+BEYOND = (*(f"B3.{number}" for number in range(1, 41)), *(f"B4.{number}" for number in range(1, 36)))
 """Ids of what stands beside the mission: 3D boxes."""
 
 PENDING: frozenset[str] = frozenset("E")
