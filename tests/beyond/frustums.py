@@ -216,5 +216,5 @@ MUTANTS = {
         "torch.where(self.is_counted(label)[:, None], probabilities, wanted)",
         "probabilities",
     ),
-    "B4.35": Edit("areas/scans/models/frnet.py", "_EPS, _MOMENTUM = 1e-3, 0.01", "_EPS, _MOMENTUM = 1e-5, 0.1"),
+    "B4.35": Edit("areas/scans/models/frnet.py", "_EPS = 1e-3", "_EPS = 1e-5"),
 }

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, Width
+from sightline.contract.arguments import Count, PositiveFraction, Width
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Model
 from sightline.layers.cloud_layouts import packed_channels
@@ -31,7 +31,7 @@ _STRIDES = (1, 2, 4, 8)
 """Pixels of the image that a cell of each stage's map is wide and high."""
 _AUXILIARY = (0, 2, 3, 4)
 """Maps at which auxiliary heads predict: the fused one, and those of the last three stages."""
-_EPS, _MOMENTUM = 1e-3, 0.01
+_EPS = 1e-3
 
 
 class FRNetOutput(TypedDict):
@@ -239,7 +239,8 @@ class FRNet(Model):
     points are equally high, the first of them decides. `auxiliary_heads` add four heads for the losses of pixels
     (129 * num_classes parameters each), which training alone needs.
     `encoder_widths` are those of the layers of points, `pixel_width` the channels of the first image, `width` those of
-    all stages, `blocks` their residual blocks, `fused_widths` the channels of the fused maps.
+    all stages, `blocks` their residual blocks, `fused_widths` the channels of the fused maps. `momentum` is that of the
+    running statistics of batch norm: trainings of fewer than some thousand steps need more than 0.01.
     Source: Xu et al. 2023, FRNet: Frustum-Range Networks for Scalable LiDAR Segmentation; layout of Xiangxu-0103/FRNet.
     """
 
@@ -255,6 +256,7 @@ class FRNet(Model):
         blocks: Annotated[tuple[Count, ...], Len(4, 4)] = (3, 4, 6, 3),
         fused_widths: Annotated[tuple[Width, ...], Len(1)] = (256, 128),
         auxiliary_heads: bool = False,
+        momentum: PositiveFraction = 0.01,
     ) -> None:
         super().__init__()
         if image_size_px is None:
@@ -284,7 +286,7 @@ class FRNet(Model):
         self.output_keys = frozenset({"logits", "auxiliary_logits"} if auxiliary_heads else {"logits"})
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.eps, module.momentum = _EPS, _MOMENTUM
+                module.eps, module.momentum = _EPS, momentum
 
     def forward(
         self,
