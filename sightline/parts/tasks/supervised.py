@@ -81,7 +81,7 @@ class Supervised(Task):
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Select the model's inputs from a batch, with what is prepared of them."""
-        prepared = select_arguments(self._forward.function, batch.get(PREPARED, {}))
+        prepared = select_arguments(self._forward.function, batch[PREPARED]) if PREPARED in batch else {}
         return {**self._forward.select(batch), **prepared}
 
     def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
