@@ -27,6 +27,8 @@ BATCH_SIZE = 3  # seven samples or more: some process has more batches than anot
 class Reading:
     """A task without losses, whose predictions are in its batches."""
 
+    protocol = ""
+
     def prepare(self, model: nn.Module, batches: Sequence[Batch], world: World) -> tuple[dict[str, Tensor], list[None]]:
         return {}, [None]
 
