@@ -170,8 +170,15 @@ def keep_first(count: Tensor, *tables: Tensor) -> list[Tensor]:
 
 def sort_stably(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Sort keys (N,), equal ones in their order: the keys and their order, (N,) each."""
-    rising, order = keys.sort() if is_recording() else keys.sort(stable=True)  # ONNX's own sort is stable
-    return rising, order
+    if not is_recording():
+        rising, order = keys.sort(stable=True)
+        return rising, order
+    rising, order = keys.sort()  # ONNX has no other, and torch's leaves equal keys in any order on some processors
+    ranks = torch.zeros_like(order)
+    ranks[1:] = (rising[1:] != rising[:-1]).cumsum(0)
+    places = torch.arange(keys.shape[0], device=keys.device)
+    order = (torch.empty_like(order).scatter_(0, order, ranks) * keys.shape[0] + places).argsort()
+    return keys[order], order
 
 
 def pool_cells(cells: Tensor, offsets: Tensor, *, stride: int) -> SparseVoxels:
