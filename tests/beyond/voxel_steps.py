@@ -129,7 +129,7 @@ def _compiled(work: Path) -> None:
 
 
 MUTANTS = {
-    "B4.16": Edit("parts/tasks/supervised.py", "batch.get(PREPARED, {})", "{}"),
+    "B4.16": Edit("parts/tasks/supervised.py", "if PREPARED in batch else {}", "if False else {}"),
     "B4.17": Edit("layers/voxel_levels.py", "return maps.preparation == self", "return True"),
     "B4.18": Edit("layers/voxel_levels.py", "* 2 ** (form / 2)", "* (1 + form / 8)"),
     "B4.19": Edit(

@@ -246,7 +246,7 @@ def test_votes_are_said_not_to_be_applied(clouds: np.ndarray, tmp_path: Path) ->
     run = copy_run("classify", tmp_path)
     np.save(tmp_path / "a.npy", clouds[0])
     config = (run / "config.yaml").read_text().replace("votes: 1", "votes: 3")
-    votes = "  vote: [{name: rotate, axis: up, max_angle_rad: 3.1}]"
+    votes = "  vote: [{name: rotate, axis: up, max_angle_rad: 3.1, about: origin, probability: 1.0}]"
     (run / "config.yaml").write_text(config.replace("  vote: []", votes))
     done = succeed("predict", run, tmp_path / "a.npy", "--device", "cpu")
     assert "one pass a file: evaluate.votes (3) is not applied" in done.err
