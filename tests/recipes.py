@@ -36,6 +36,7 @@ SMALLER = {
     "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_squeezeseg": _NARROW,
     "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
+    "segment/synthetic_rooms_ptv3": ("data.points_per_m2=10", "model.drop_path=0"),
     "segment/synthetic_rooms_spunet": ("data.points_per_m2=10",),
     "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),

@@ -40,6 +40,8 @@ class Model(nn.Module, ABC):
     """Of the class: by names of transforms, arguments that these have for it where the config does not state them."""
     image_multiple: ClassVar[int] = 1
     """Of the class: height and width of its images are multiples of this many pixels."""
+    obstacle_to_export: ClassVar[str | None] = None
+    """Of the class: why no exported file can hold it, in words that follow `a network on`; None if one can."""
     targets: frozenset[str] = frozenset()
     """Optional arguments of `forward` that it computes losses of: an exported file has none of them."""
     output_keys: frozenset[str] | None = None

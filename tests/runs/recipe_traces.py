@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.loop import train
+from sightline.layers.curve_levels import list_permutations
 from tests.limits import HANG_S
 from tests.processes import ROOT
 from tests.recipes import SMALLER, recipes
@@ -34,20 +36,25 @@ _FEW = (
 
 
 def trace(recipe: str, world: World) -> dict[str, dict[str, float]]:
-    """What each step logged, and a number for each tensor of the model after the last one; dropout is off."""
+    """What each step logged, and a number for each tensor of the model after the last one; nothing in it is drawn."""
     config = read_config(ROOT / "configs" / f"{recipe}.yaml", (*_FEW, *SMALLER.get(recipe, ())))
     built = build(config, world)
     for module in built.job.model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0  # every process draws masks of its own
+            module.p = 0.0  # every process draws masks of its own, and orders of curves
     steps: dict[str, dict[str, float]] = {}
 
     def at_step(record, stop_requested: bool) -> bool:
         steps[f"step {record.step}"] = dict(record.losses) | {"grad_norm": record.grad_norm}
         return False
 
-    train(built.job, world, at_step)
+    with mock.patch("sightline.parts.models.ptv3.list_permutations", _list_in_order):
+        train(built.job, world, at_step)
     return steps | {"weights": {name: _number(tensor) for name, tensor in built.job.model.state_dict().items()}}
+
+
+def _list_in_order(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:
+    return list_permutations(num_levels, is_shuffled=False)
 
 
 def _number(tensor: Tensor) -> float:

@@ -18,7 +18,10 @@ from tests.runs.recipe_traces import NUM_STEPS, trace
 
 pytestmark = pytest.mark.processes
 
-RECIPES = ("detect/synthetic_crowds_fcos", "pose/synthetic_hands_scale_net")
+RECIPES = (
+    *("detect/synthetic_crowds_fcos", "pose/synthetic_hands_scale_net"),
+    *("segment/synthetic_lidar_frnet", "segment/synthetic_rooms_ptv3"),
+)
 """Other tasks have two processes in test_processes, test_lidar and test_segmentation_runs."""
 
 # Batch norms over five samples amplify the rounding of sums in another order. A bias ahead of a batch norm has nothing

@@ -296,7 +296,7 @@ def test_pixels_are_shown_as_images_and_ignored_ones_are_never_wrong() -> None:
 
 
 def test_windows_are_for_clouds() -> None:
-    with pytest.raises(ConfigError, match="max_points, blocks, fragments_m and tiles divide clouds, not range images"):
+    with pytest.raises(ConfigError, match="max_points, blocks, fragments_m and tiles divide clouds, not images of"):
         of_pixels(max_points=100)
 
 

@@ -28,8 +28,9 @@ class AssignPixels(Transform):
 
     It adds `pixel`, row * W + column, and the labels of pixels, `pixel_label` (B, H, W): the commonest class of the
     points in each, of equally common ones the lowest, but one that is not ignored first; `ignore_index` where empty. A
-    point outside of the view gets the closest pixel. Rows are as in `project`. Draws nothing; transforms that
-    move, drop or add points come before it. States the size of the image.
+    label above all classes, which losses of points refuse, counts as that. A point outside of the view gets the closest
+    pixel. Rows are as in `project`. Draws nothing; transforms that move, drop or add points come before it. States the
+    size of the image.
     Raises DataError for rings outside the image and points that are not finite; ConfigError for a view without area.
 
     >>> import torch
@@ -78,6 +79,7 @@ class AssignPixels(Transform):
         """Return the commonest class (B, H, W) of the points of each pixel."""
         scan = torch.arange(len(pixel))[:, None] * self.view.num_pixels
         num_kinds = max(self.num_classes, self.ignore_index + 1)
+        label = label.where(label < num_kinds, self.ignore_index)  # no class: the numbers by which files are predicted
         bins = len(pixel) * self.view.num_pixels * num_kinds
         counts = torch.bincount(((scan + pixel) * num_kinds + label).flatten(), minlength=bins).view(-1, num_kinds)
         counts *= 2

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.errors import ConfigError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import packed_channels
@@ -21,7 +21,7 @@ from sightline.layers.curve_levels import CurveRule
 from sightline.layers.voxel_levels import VoxelLevel, VoxelMaps, VoxelPreparation
 from sightline.ops.points.distances import assert_finite_rows
 from sightline.ops.segments.offsets import locate_row
-from sightline.ops.waits import is_exporting, is_on_host
+from sightline.ops.waits import is_on_host
 
 
 class VoxelNetworkOutput(TypedDict):
@@ -38,6 +38,7 @@ class VoxelNetwork(Model):
 
     level_sizes: tuple[tuple[int, ...], ...]
     curves: CurveRule | None = None
+    obstacle_to_export = "sparse voxels cannot be in a file: how many voxels there are depends on the points"
 
     def __init__(
         self, *, num_classes: int, in_channels: int, grid_m: float, inputs: Literal["all", "features"]
@@ -77,11 +78,6 @@ class VoxelNetwork(Model):
         for these points: without them they are made here, which waits for a GPU. Raises ValueError for numbers that are
         not finite.
         """
-        if is_exporting():
-            raise UserError(
-                "export: a network on sparse voxels cannot be in a file: how many voxels there are depends on the "
-                "points; use it by `sightline predict`, `sightline serve` or sightline.load_run"
-            )
         _, channels, bounds = packed_channels(points, features, offsets, in_channels=self.in_channels)
         assert_finite_rows(channels, lambda row: locate_row(row, bounds), name="points and features")
         prepare = self.make_preparation()

@@ -135,9 +135,10 @@ class Segment(Supervised):
             raise ConfigError(
                 "segment: tiles cannot be combined with blocks, max_points or fragments_m; leave out either"
             )
-        if "range_image" in batch_keys.keys and (blocks, max_points, fragments_m, tiles) != (None,) * 4:
+        is_image = not {"range_image", "pixel"}.isdisjoint(batch_keys.keys)
+        if is_image and (blocks, max_points, fragments_m, tiles) != (None,) * 4:
             raise ConfigError(
-                "segment: max_points, blocks, fragments_m and tiles divide clouds, not range images; leave them out"
+                "segment: max_points, blocks, fragments_m and tiles divide clouds, not images of scans; leave them out"
             )
         self._whole_protocol = "voxel" if hasattr(model, "grid_m") else ""
         self.windows: Windows | None = None

@@ -58,11 +58,15 @@ def export_run(
     The inputs are those of `files`, by default of the run's test split. Nothing is written unless the check was made.
     With `int8`, the layers of the checked network are quantised by that many training samples, and both files measured
     on the test split.
-    Raises UserError for an exported file and a run whose data is not at hand, RunError for a network that ONNX cannot
-    hold, or whose file computes something else.
+    Raises UserError for an exported file, a network that says that no file can hold it, and a run whose data is not at
+    hand, RunError for a network that ONNX cannot hold, or whose file computes something else.
     """
     if run.path.suffix == ENDING:
         raise UserError(f"{run.path}: is an exported file already; export the run that it was made of")
+    if obstacle := getattr(run.model, "obstacle_to_export", None):
+        raise UserError(
+            f"export: a network on {obstacle}; use it by `sightline predict`, `sightline serve` or sightline.load_run"
+        )
     assert_installed("onnx", "onnxscript", "onnxruntime", needed_by="export")
     path = out or Path(f"{run.config.name}{ENDING}")
     if path.suffix != ENDING:

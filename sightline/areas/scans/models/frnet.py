@@ -244,6 +244,8 @@ class FRNet(Model):
     Source: Xu et al. 2023, FRNet: Frustum-Range Networks for Scalable LiDAR Segmentation; layout of Xiangxu-0103/FRNet.
     """
 
+    obstacle_to_export = "points and pixels cannot be in a file: how many points a pixel holds depends on the scan"
+
     def __init__(
         self,
         *,
