@@ -61,8 +61,8 @@ def _multiply(values: Tensor, matrix: Tensor, bias: Tensor | None, num_rows: int
         result[:num_rows] = _product(values[:num_rows], matrix, bias)
         return result
     whole = num_rows - num_rows % _BLOCK
-    for rows in _iterate_blocks(whole):
-        _product(values[rows], matrix, bias, out=result[rows])
+    for block, mapped in zip(values[:whole].split(_BLOCK), result[:whole].split(_BLOCK), strict=True):
+        _product(block, matrix, bias, out=mapped)
     if (left := num_rows - whole) > 0:
         block = functional.pad(values[whole:num_rows], (0, 0, 0, _BLOCK - left))
         result[whole:num_rows] = _product(block, matrix, bias)[:left]

@@ -29,7 +29,7 @@ _ROWS = 256
 """Outputs that are computed while their sums are in the cache."""
 _WIDE = 128 * 128
 """Channels of the input times those of the output from which on a CPU multiplies by torch's matrix product."""
-_PRODUCT = 64
+_PRODUCT = 128
 """Pairs of one such product: libraries choose another order of sums for another number of rows."""
 _PAIRS = 128
 """Pairs whose products are added before they are added to a weight's gradient."""
@@ -162,15 +162,19 @@ def _convolve_wide(values: Tensor, weight: Tensor, bias: Tensor | None, table: T
     """Convolve as the operator does, with a matrix product for `_PRODUCT` pairs of a place at a time."""
     starts, inputs, outputs = _list_pairs(table.T.contiguous().numpy())
     result = values.new_zeros((table.shape[0], weight.shape[2]))
-    rows, sums = torch.from_numpy(inputs.view(np.int64)), torch.from_numpy(outputs.view(np.int64))
+    block = values.new_zeros(
+        (_PRODUCT, values.shape[1])
+    )  # a short block keeps rows of the one before, which nobody reads
+    product = values.new_empty((_PRODUCT, weight.shape[2]))
+    rows, sums = (torch.from_numpy(pairs.view(np.int64)) for pairs in (inputs, outputs))
     for place, (first, last) in enumerate(pairwise(starts.tolist())):
+        if first == last:
+            continue
         matrix = weight[place].contiguous()
-        for begin in range(first, last, _PRODUCT):
-            end = min(begin + _PRODUCT, last)
-            block = values[rows[begin:end]]
-            if end - begin < _PRODUCT:
-                block = torch.nn.functional.pad(block, (0, 0, 0, _PRODUCT - end + begin))
-            result.index_add_(0, sums[begin:end], torch.mm(block, matrix)[: end - begin])
+        for read, added in zip(rows[first:last].split(_PRODUCT), sums[first:last].split(_PRODUCT), strict=True):
+            torch.index_select(values, 0, read, out=block[: len(read)])
+            torch.mm(block, matrix, out=product)
+            result.index_add_(0, added, product[: len(read)])
     return result if bias is None else result.add_(bias)
 
 
