@@ -62,6 +62,15 @@ class CurveRule:
     depth: CurveDepth = "fixed"
     sizes: PatchSizes = "segments"
 
+    @property
+    def batch_dependence(self) -> str:
+        """Why a cloud's patches depend on the clouds beside it, in words; empty if they do not."""
+        reasons = {
+            "patches are as large as the smallest cloud of a batch allows": self.sizes == "shared",
+            "curves have as many bits as the largest cloud of a batch needs": self.depth != "fixed",
+        }
+        return ", and ".join(reason for reason, is_so in reasons.items() if is_so)
+
     def choose_depth(self, cells: Tensor) -> int:
         """Choose the bits of curves at the finest level, of voxels `cells` (V, 3)."""
         if self.depth == "fixed" or not cells.shape[0]:
