@@ -41,7 +41,7 @@ DAILY = [
     *("pose/synthetic_hands_v2v_small", "segment/s3dis_dgcnn", "segment/shapenet_part_pct"),
     *("segment/shapenet_part_point_bert", "segment/shapenet_part_pointnet", "segment/shapenet_part_pointnet2"),
     *("segment/squeezeseg_npy_squeezeseg", "segment/synthetic_lidar_salsanext"),
-    *("segment/synthetic_lidar_minkunet", "segment/synthetic_rooms_point_transformer"),
+    *("segment/synthetic_lidar_minkunet", "segment/synthetic_rooms_point_transformer", "segment/synthetic_rooms_ptv3"),
     *("segment/synthetic_rooms_spunet", "segment/synthetic_shapes_point_transformer_dense"),
 ]
 """One recipe of each network, assigner and loss; the others differ in data and sizes."""
@@ -86,7 +86,8 @@ def test_the_form_of_a_device_gives_the_same_numbers(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
-    plain, waiting = (SmallStep(recipe, tmp_path, "train.precision=float64") for _ in range(2))
+    words = ("train.precision=float64", *["model.drop_path=0"] * ("ptv3" in recipe))  # of filled-up rows other draws
+    plain, waiting = (SmallStep(recipe, tmp_path, *words) for _ in range(2))
     torch.manual_seed(1)
     expected = plain.run()
     torch.manual_seed(1)
@@ -95,7 +96,9 @@ def test_the_form_of_a_device_gives_the_same_numbers(
     assert totals.counts == expected.counts
     assert totals.losses == pytest.approx(expected.losses, rel=1e-12)
     for (name, ours), theirs in zip(waiting.numbers().items(), plain.numbers().values(), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12), name
+        # The gradient of a bias before a norm is 0 but for rounding, which Adam divides by itself.
+        rounding = 1e-8 if re.search(r"pools\.\d.*linear\.bias", name) else 1e-12
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=rounding), name
 
 
 # --- checks and rare cases -------------------------------------------------------------------------------------------

@@ -44,6 +44,11 @@ class Model(nn.Module, ABC):
     """Of the class: why no exported file can hold it, in words that follow `a network on`; None if one can."""
     targets: frozenset[str] = frozenset()
     """Optional arguments of `forward` that it computes losses of: an exported file has none of them."""
+    batch_dependence: str = ""
+    """Why in evaluation the outputs of a sample depend on the others of its batch; empty if they do not.
+
+    Files are then predicted one by one.
+    """
     output_keys: frozenset[str] | None = None
     """The keys that `forward` returns, where they depend on a block that the model is made of."""
     split_for_graph: Callable[[], NetworkParts] | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.ops.segments.offsets import offsets_to_batch
 from sightline.ops.voxels.curves import CURVES, MAX_DEPTH, curve_order
 from sightline.ops.voxels.patches import Patches, cut_patches
-from sightline.ops.waits import read_list
+from sightline.ops.waits import call_on_host, read_list
 
 CurveDepth = Literal["fixed", "extent", "extent_v1.5.1"]
 """How many bits a curve has: 16 at the finest level; those of the largest cell of the batch plus 1; or without it."""
@@ -62,6 +62,15 @@ class CurveRule:
     depth: CurveDepth = "fixed"
     sizes: PatchSizes = "segments"
 
+    @property
+    def batch_dependence(self) -> str:
+        """Why a cloud's patches depend on the clouds beside it, in words; empty if they do not."""
+        reasons = {
+            "patches are as large as the smallest cloud of a batch allows": self.sizes == "shared",
+            "curves have as many bits as the largest cloud of a batch needs": self.depth != "fixed",
+        }
+        return ", and ".join(reason for reason, is_so in reasons.items() if is_so)
+
     def choose_depth(self, cells: Tensor) -> int:
         """Choose the bits of curves at the finest level, of voxels `cells` (V, 3)."""
         if self.depth == "fixed" or not cells.shape[0]:
@@ -99,9 +108,15 @@ def list_permutations(num_levels: int, *, is_shuffled: bool) -> list[list[int]]:
     Shuffled, a level permutes those of the level before, in the order that torch draws on the CPU. Source: the
     published code of Point Transformer V3, shuffled orders.
     """
-    permutation, permutations = list(range(len(CURVES))), []
-    for _ in range(num_levels):
-        if is_shuffled:
-            permutation = [permutation[place] for place in torch.randperm(len(CURVES)).tolist()]
+    permutation = list(range(len(CURVES)))
+    if not is_shuffled:
+        return [permutation] * num_levels
+    permutations = []
+    for draw in call_on_host(_draw_permutations, num_levels, device=torch.device("cpu")):
+        permutation = [permutation[place] for place in draw]
         permutations.append(permutation)
     return permutations
+
+
+def _draw_permutations(count: int) -> list[list[int]]:
+    return [torch.randperm(len(CURVES)).tolist() for _ in range(count)]

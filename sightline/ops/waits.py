@@ -344,7 +344,8 @@ def knows_list(values: Tensor) -> bool:
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:
     """Call a function with its tensors on the host, fetched in one transfer, and send the tensors that it returns.
 
-    Both may be nested in lists, tuples and mappings.
+    Both may be nested in lists, tuples and mappings. A function without tensors, such as one that draws on the host,
+    waits for nothing.
     """
     result = function(*_fetch_tree(arguments))
     values, form = tree_flatten(result)
@@ -359,7 +360,8 @@ def fetch(tree: Any) -> Any:
 
 def _fetch_tree(tree: Any) -> Any:
     values, form = tree_flatten(tree)
-    copies = iter(_fetch([value for value in values if isinstance(value, Tensor)]))
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    copies = iter(_fetch(tensors) if tensors else ())
     return tree_unflatten([next(copies) if isinstance(value, Tensor) else value for value in values], form)
 
 

@@ -33,7 +33,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "losses.contrast": "PairLoss",
         "tasks.supervised": "Supervised",
     },
-    "rules": {"voxels.rules": "voxel-grid"},
+    "rules": {"voxels.rules": "cross-sample-leak voxel-grid"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.classification": "classify",

@@ -36,7 +36,13 @@ from sightline.published.translation import convert_state_dict, find_layouts
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
 """Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""
 
-_FACTS = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
+_FACTS: Mapping[str, Any] = {
+    "num_classes": 2,
+    "in_channels": 9,
+    "num_categories": 2,
+    "num_joints": 2,
+    "image_size_px": (512, 64),
+}
 """Facts of models whose names alone matter, and shapes that do not depend on a data set."""
 _WRAPPER = "module."
 _MAX_NAMES_SHOWN = 5
@@ -108,6 +114,8 @@ def read_published(path: Path) -> PublishedFile:
 def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: bool, advice: str) -> str:
     """Choose the layout of a state by its names, and by its shapes among those that read these names alike.
 
+    Shapes that no data set decides come first, then the channels of points of the authors' set.
+
     Of layouts that shapes do not tell apart either, the first will do if all make the same run, or for the weights
     alone. Raises CheckpointError, with `advice`, if several are left over, and if the names are of none.
     """
@@ -126,6 +134,7 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
             raise CheckpointError(f"{name}: {error}") from None
         counts = [_count_equal_shapes(weights, row) for row in fitting]
         fitting = [row for row, count in zip(fitting, counts, strict=True) if count == max(counts)]
+        fitting = [row for row in fitting if _has_known_channels(weights, row)] or fitting
     runs = [dataclasses.replace(row, name="", url="", unused=()) for row in fitting]
     if all(run == runs[0] for run in runs) or (are_alike and is_for_weights):
         return fitting[0].name
@@ -133,6 +142,12 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
     raise CheckpointError(
         f"{name}: its names are those of the layouts {', '.join(row.name for row in fitting)}, which {differ}; {advice}"
     )
+
+
+def _has_known_channels(weights: Mapping[str, Tensor], layout: PublishedLayout) -> bool:
+    """Return True if points of the data set of a layout's authors can have as many channels as the weights read."""
+    size = layout.facts.get("in_channels")
+    return size is not None and size.read(weights) in layout.protocol.arguments
 
 
 def _count_equal_shapes(weights: Mapping[str, Tensor], layout: PublishedLayout) -> int:

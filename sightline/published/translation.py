@@ -242,6 +242,11 @@ def _arrange_places(kernel: Tensor, library: str) -> Tensor:
     return kernel.unflatten(0, (size, size, size)).transpose(0, 2).flatten(0, 2).contiguous()
 
 
+def _ignored_class_first(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Move the last row of heads, of what is ignored, to the front."""
+    return {name: weights[name].roll(1, dims=0) for name in names if name in weights}
+
+
 CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor | None]]] = {
     "add_norm_counts": _add_norm_counts,
     "arrange_kernels": _arrange_kernels,
@@ -253,5 +258,6 @@ CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor 
     "swap_halves": _swap_halves,
     "fold_biases": _fold_biases,
     "drop_zero_biases": _drop_zero_biases,
+    "ignored_class_first": _ignored_class_first,
     "add_identity": _add_identity,
 }

@@ -15,6 +15,7 @@ import numpy as np
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
+from sightline.contract.model import Model
 from sightline.contract.plugins import load_plugins
 from sightline.doctor.finding import Finding
 from sightline.engine.device.numerics import set_backends
@@ -93,12 +94,23 @@ def evaluate_run(
                 raise DataError(f"{errors[0]}; to evaluate it anyway: 'checks.skip=[{CODE}]'")
             for finding in findings:
                 logger.warning("%s", finding)
+        _warn_of_batch_mates(run.model, min(config.evaluate.batch_size, len(part.indices)))
         evaluation = evaluate_with_surroundings(run, part)
         more = probe_metrics(config, world, logger.info, run.model)
         evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     document = evaluation_document(config, evaluation, part, checkpoint, facts=run.facts)
     document |= {"overrides": list(overrides)} if overrides else {}
     return RunEvaluation(f"{path}, {checkpoint} on {part.split}", document)
+
+
+def _warn_of_batch_mates(model: object, batch_size: int) -> None:
+    """Warn of batches of several samples for a model whose outputs then depend on which ones these are."""
+    if batch_size > 1 and isinstance(model, Model) and model.batch_dependence:
+        logger.warning(
+            "batch-mates: what the model returns for a sample depends on the %d others of its batch, as %s; set "
+            "evaluate.batch_size=1",
+            *(batch_size - 1, model.batch_dependence),
+        )
 
 
 def score_predictions(path: Path, config: RunConfig) -> RunEvaluation:

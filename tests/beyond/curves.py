@@ -208,7 +208,7 @@ def _published(work: Path) -> None:
     assert {"name": "center_colors"} in layout.evaluate
     assert any("model.data_flow=main" in said for said in layout.unseen)
     names = [*layout.names]
-    assert find_layouts([f"{name}.weight" for name in names]) == ["pointcept_ptv3"]
+    assert find_layouts([f"{name}.weight" for name in names]) == ["pointcept_ptv3", "pointcept_ptv3_nuscenes"]
 
 
 MUTANTS = {

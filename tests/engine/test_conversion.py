@@ -239,7 +239,17 @@ def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
 
 def test_every_layout_has_a_case() -> None:
     tested_elsewhere = (
-        *("crosspoint_", "crowddet_", "darknet_", "dragonbook_", "lidar_bonnetal_", "odtask_", "salsanext", "timm_"),
+        *(
+            "crosspoint_",
+            "crowddet_",
+            "darknet_",
+            "dragonbook_",
+            "frnet_",
+            "lidar_bonnetal_",
+            "odtask_",
+            "salsanext",
+            "timm_",
+        ),
         *("minkowski_", "pointcept_", "spvnas_", "torch_pointcloud_", "torchvision_", "yolox"),
     )
     elsewhere = {name for name in MODELS if name.startswith(tested_elsewhere)}

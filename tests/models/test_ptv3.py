@@ -23,6 +23,7 @@ from sightline.ops.boxes.focal import lovasz_of_image
 from sightline.ops.voxels.cells import group_cells, sparse_voxels
 from sightline.ops.voxels.curves import curve_order
 from sightline.parts.models.ptv3 import PatchTransformer, PTv3
+from sightline.published.files import choose_layout
 from sightline.published.translation import CHANGES, convert_state_dict, find_layouts
 from tests.golden_parity import OUTPUT_BOUND, Golden, assert_near_largest, each_mode, load_golden
 from tests.models.test_voxel_networks import (
@@ -250,7 +251,9 @@ def test_sizes_are_the_published_ones(shared: Path) -> None:
 def test_published_files_are_read_whole(shared: Path) -> None:
     keys = json.loads((shared / "golden" / "voxels" / "keys_ptv3_base_scannet.json").read_text(encoding="utf-8"))
     state = {key: torch.zeros(shape, device="meta") for key, shape in keys}
-    assert find_layouts(state) == ["pointcept_ptv3"]
+    assert choose_layout(state, "a.pth", is_for_weights=False, advice="") == "pointcept_ptv3"
+    of_scans = {**state, "backbone.embedding.stem.conv.weight": torch.zeros(32, 5, 5, 5, 4, device="meta")}
+    assert choose_layout(of_scans, "a.pth", is_for_weights=False, advice="") == "pointcept_ptv3_nuscenes"
     tables = {key.replace("attn.qkv.bias", "attn.rpe.rpe_table"): value for key, value in state.items()}
     assert find_layouts({**state, **tables}) == ["pointcept_ptv3_table"]
     ours = convert_state_dict({f"module.{key}": value for key, value in state.items()}, "pointcept_ptv3")

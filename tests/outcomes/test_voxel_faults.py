@@ -11,20 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import sightline
 from sightline import ops
+from sightline.areas.scenes import rules as scene_rules
+from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.areas.scenes.sets.synthetic_rooms import SyntheticRooms
 from sightline.config import read_config
+from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
-from sightline.contract.types import Field
+from sightline.contract.types import Field, SampleKey
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.check import examine_subject
+from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules import find_by
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.engine.optimizers import module_parameters
+from sightline.parts.models import ptv3
 from sightline.parts.models.voxel_unet import SpUNet
 from sightline.parts.voxels import rules
 from sightline.published.rows import read_layout
@@ -32,13 +41,15 @@ from sightline.published.translation import CHANGES
 from sightline.workbench.check import init_rules
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.other_set_rules import CloudSample, compare_sets
-from sightline.workbench.check.run_subject import examine_run
+from sightline.workbench.check.run_subject import examine_run, make_run_subject
 from sightline.workbench.check.suite import all_rules
 from sightline.workbench.weights.recipe import list_contradictions
 from tests.command import succeed
+from tests.data.clouds.cloud_writers import write_ply
 from tests.doctor.segmenting import Edited, Joined, Rooms, make_rooms
 from tests.planted.planting import Planter
 from tests.runs.small import ROOT
+from tests.runtime.healthy_loops import skips_each
 
 SIZES: dict[str, Any] = {
     "stem_width": 4,
@@ -48,8 +59,15 @@ SIZES: dict[str, Any] = {
     "decoder_blocks": (1, 1),
 }
 _WORDS = [f"model.{name}={list(size) if isinstance(size, tuple) else size}" for name, size in SIZES.items()]
+COLOURS = ("red", "green", "blue")
 CONFIG = ROOT / "configs/segment/synthetic_rooms_spunet.yaml"
-WORDS = (*_WORDS, "data.points_per_m2=10", "data.train_size=4", "data.test_size=2", "evaluate.select=test", "seed=1")
+_FEW = ("data.points_per_m2=10", "data.train_size=4", "evaluate.select=test", "seed=1")
+WORDS = (*_WORDS, *_FEW, "data.test_size=2")
+ATTENTION = ROOT / "configs/segment/synthetic_rooms_ptv3.yaml"
+ATTENTION_WORDS = (
+    *("model.encoder_widths=[16, 16]", "model.encoder_blocks=[3, 1]", "model.patch_size=1024"),
+    *("model.decoder_widths=[16]", "model.decoder_blocks=[1]", *_FEW, "data.test_size=4"),
+)
 
 
 def list_findings(findings: list[Finding]) -> str:
@@ -169,6 +187,66 @@ def state_grid(folder: Path, grid_m: float, *words: str) -> str:
 def compare_unit(times: float) -> str:
     info = Rooms(1, seed=0, split_sizes={}).info
     return list_findings(compare_sets(CloudSample(info, "a", (2.0, 2.2)), CloudSample(info, "b", (2.1 * times,))))
+
+
+# --- attention inside of patches --------------------------------------------------------------------------------------
+
+
+def build_attention(*words: str) -> Context:
+    """A run of a small Point Transformer V3 on rooms of various sizes."""
+    return Context(build(read_config(ATTENTION, (*ATTENTION_WORDS, *words)), World()), World())
+
+
+def cut(*words: str, batch_size: int = 4) -> str:
+    run = build_attention(f"evaluate.batch_size={batch_size}", *words)
+    try:
+        cut_clouds = rules.cut_clouds(run, rules.voxel_network(run))
+    except NotApplicableError:
+        return ""
+    return list_findings(find_by(rules.clouds_cut_together, cut_clouds=cut_clouds))
+
+
+def shuffle_always(planter: Planter) -> None:
+    """Let curves be shuffled in evaluation too, as the published code does."""
+    planter.wrap(ptv3, "list_permutations", lambda original, count, **_: original(count, is_shuffled=True))
+
+
+def reseed(*, is_shuffled: bool) -> str:
+    """Judge whether the outputs of a network in evaluation mode depend on the seed."""
+    with Planter() as planter:
+        if is_shuffled:
+            shuffle_always(planter)
+        all_rules()
+        subject = make_run_subject(build_attention().built, num_samples=2)
+        others = {rule.code for rule in list_rules()} - {"random-evaluation"}
+        return list_findings(list(examine_subject(subject, declared=others).findings))
+
+
+# --- settings of the training -----------------------------------------------------------------------------------------
+
+
+def group(module: str) -> str:
+    return attempt(lambda: build_attention(f"optimizer.groups=[{{modules: {module}, lr_factor: 0.1}}]") and "")
+
+
+def crop(metres: float) -> str:
+    """Judge the crops of rooms whose tables stand so far away from the rest."""
+
+    def move(original: Any, *arguments: Any) -> Any:
+        sample = original(*arguments)
+        is_table = sample["label"] == CLASS_NAMES.index("table")
+        return {**sample, "points": sample["points"] + metres * is_table[:, None]}
+
+    with Planter() as planter:
+        planter.wrap(SyntheticRooms, "__getitem__", move)
+        words = (*WORDS, "transforms.train=[{name: crop_points, max_points: 300}]")
+        run = Context(build(read_config(CONFIG, words), World()), World())
+        found = find_by(scene_rules.cropped_class, class_crops=scene_rules.class_crops(run), run=run)
+    return list_findings(found)
+
+
+def skip(number: int, *, fused: bool) -> str:
+    return list_findings([*skips_each(number, fused=fused).findings])
 
 
 # --- the network alone ------------------------------------------------------------------------------------------------
@@ -339,8 +417,51 @@ NETWORK = [
 ]
 """Faults that the network, its operators, and the import of weights refuse or tell."""
 
+TRAINING = [
+    Row(
+        "10 orders shuffled in evaluation",
+        lambda _: reseed(is_shuffled=True),
+        r"random-evaluation note: the output logits in evaluation mode depends on the seed \| two seeds differ by",
+        lambda _: reseed(is_shuffled=False),
+    ),
+    Row(
+        "11 patches as large as the smallest cloud",
+        lambda _: cut("model.patches=shared"),
+        r"cross-sample-leak warning: .*: patches are as large as the smallest .* \| [1-4] of the first 4 clouds",
+        lambda _: cut("model.patches=shared", batch_size=1) + cut(),
+    ),
+    Row(
+        "12 bits of curves by the largest cloud",
+        lambda _: cut("model.data_flow=main", "model.grid_m=0.15"),
+        r"cross-sample-leak warning: .*: curves have as many bits as the largest .* \| [1-3] of the first 4 clouds",
+        lambda _: cut("model.data_flow=main", "model.grid_m=0.15", batch_size=1) + cut("model.grid_m=0.15"),
+    ),
+    Row(
+        "19 a group of a module that was renamed",
+        lambda _: group("blocks"),
+        r"optimizer.groups.0.modules: the model has no module 'blocks' with parameters",
+        lambda _: group("encoder"),
+    ),
+    Row(
+        "21 crops without a class",
+        lambda _: crop(50.0),
+        r"cropped-class warning: crops leave out \d\d% of the points of 'table', .* \| \d.*% of its points are kept",
+        lambda _: crop(0.0),
+    ),
+    *(
+        Row(
+            f"22 a scaler that skips updates{', fused' if fused else ''}",
+            lambda _, fused=fused: skip(16, fused=fused),
+            r"skipped-updates warning: the GradScaler skips \d% of the updates of AdamW \| \d of 100 updates in a row",
+            lambda _, fused=fused: skip(25, fused=fused),
+        )
+        for fused in (False, True)
+    ),
+]
+"""Faults of attention on voxels, of the settings of a training, and of its steps."""
 
-@pytest.mark.parametrize("row", [*SET, *NETWORK], ids=lambda row: row.name)
+
+@pytest.mark.parametrize("row", [*SET, *NETWORK, *TRAINING], ids=lambda row: row.name)
 def test_a_planted_fault_is_told_and_its_twin_is_not(row: Row, tmp_path: Path) -> None:
     for name in ("fault", "twin"):
         (tmp_path / name).mkdir()
@@ -373,6 +494,61 @@ def test_equal_passes_are_told(trained: Path, caplog: pytest.LogCaptureFixture) 
     assert vote(trained, "{name: rotate}", caplog) == ""
 
 
+@pytest.fixture(scope="module")
+def attended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a step of attention inside of patches as large as the smallest room of a batch allows."""
+    folder = tmp_path_factory.mktemp("attended") / "run"
+    words = (*ATTENTION_WORDS, "model.patches=shared", "evaluate.batch_size=1")
+    succeed("train", ATTENTION, *words, "train.steps=1", "--no-check", "--out", folder)
+    return folder
+
+
+def test_clouds_that_are_evaluated_together_are_told(
+    attended: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """11: by `evaluate`, where patches depend on the batch, and there are several clouds in it."""
+    told = []
+    for run, batch_size in ((attended, 4), (attended, 1), (trained, 2)):
+        caplog.clear()
+        sightline.evaluate(run, overrides=[f"evaluate.batch_size={batch_size}"], device="cpu")
+        told.append([record.getMessage() for record in caplog.records if "batch-mates" in record.getMessage()])
+    assert told[1:] == [[], []]
+    assert re.search(r"depends on the 3 others .* patches are as large as the smallest cloud of a batch", *told[0])
+
+
+def test_files_are_predicted_alone_where_clouds_depend_on_others(attended: Path, tmp_path: Path) -> None:
+    """11: a file's prediction is the same with any files beside it."""
+    paths = [tmp_path / f"{number}.ply" for number in range(3)]
+    room = build_attention().built.data.selection.reader.dataset[SampleKey(0, 0, 0)]
+    colours = {name: (room["colours"][:, place] * 255).to(torch.uint8) for place, name in enumerate(COLOURS)}
+    for path, times in zip(paths, (1.0, 0.5, 0.25), strict=True):  # files of equal sizes make a batch
+        columns = dict(zip("xyz", room["points"].T * times, strict=True)) | colours
+        write_ply(path, {name: values.numpy() for name, values in columns.items()})
+    run = sightline.load_run(attended)
+    together = run.predict(paths, batch_size=3, probabilities="float32").predicted
+    for path, prediction in zip(paths, together, strict=True):
+        (alone,) = run.predict([path], batch_size=3, probabilities="float32").predicted
+        assert alone.probabilities is not None
+        assert np.array_equal(alone.probabilities, prediction.probabilities)
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_evaluation_twice_gives_equal_labels(is_shuffled: bool) -> None:
+    """10: whatever has been drawn before; with curves that are shuffled, as in the published code, it does not."""
+    built, labels = build_attention("evaluate.batch_size=2").built, []
+    with Planter() as planter:
+        if is_shuffled:
+            shuffle_always(planter)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            found: list[Tensor] = []
+            built.test_evaluator(
+                built.job.model, World(), on_batch=lambda _, said, found=found: found.append(said["probabilities"])
+            )
+            labels.append(torch.cat([each.argmax(dim=1) for each in found]))
+    assert all(torch.equal(labels[0], other) for other in labels[1:]) != is_shuffled
+
+
 def test_cells_may_begin_anywhere_and_hold_several_points() -> None:
     """4 and 5: of the network itself, which counts cells from the lowest of each cloud, and averages points."""
     plain = run_network(cells=CELLS)
@@ -393,17 +569,61 @@ def test_what_no_tensor_shows_is_said_at_the_import() -> None:
     )
 
 
-_SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
-_IN_VOXELS = [path for path in _SHIPPED if re.search(r"name: (spunet|minkunet)\b", path.read_text())]
+_SHIPPED = sorted((ROOT / "configs").glob("*/[!_]*.yaml"))
+_WITHOUT_FILES = [path for path in _SHIPPED if path.stem.startswith("synthetic_")]
+_IN_VOXELS = [path for path in _WITHOUT_FILES if re.search(r"name: (spunet|minkunet|ptv3)\b", path.read_text())]
 """The configs of networks on sparse voxels that need no files."""
+_CROPPED = [path for path in _WITHOUT_FILES if "crop_points" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", _IN_VOXELS, ids=lambda path: path.stem)
 def test_shipped_configs_have_no_such_fault(path: Path) -> None:
     """Their own data, a few clouds of each part."""
     run = Context(build(read_config(path, ["data.train_size=16", "data.test_size=4"]), World()), World())
-    parts = rules.gridded_parts(run, rules.voxel_network(run))
+    network = rules.voxel_network(run)
+    parts = rules.gridded_parts(run, network)
     assert len(parts) == 2
     assert find_by(rules.voxel_grid, gridded_parts=parts) == []
     assert find_by(rules.grid_of_evaluation, grid_sides=rules.grid_sides(run)) == []
-    assert find_by(rules.voxels_of_levels, run=run, voxel_network=rules.voxel_network(run)) == []
+    assert find_by(rules.voxels_of_levels, run=run, voxel_network=network) == []
+    with pytest.raises(NotApplicableError, match="no patches that depend on a batch"):
+        rules.cut_clouds(run, network)
+
+
+def assert_no_class_is_cropped(path: Path, *words: str) -> None:
+    run = Context(build(read_config(path, words), World()), World())
+    crops = scene_rules.class_crops(run)
+    assert len(crops) >= 8
+    assert find_by(scene_rules.cropped_class, class_crops=crops, run=run) == []
+
+
+@pytest.mark.parametrize("path", _CROPPED, ids=lambda path: path.stem)
+def test_shipped_crops_leave_no_class_out(path: Path) -> None:
+    assert_no_class_is_cropped(path, "data.train_size=16", "data.test_size=4")
+
+
+@pytest.mark.shared
+def test_crops_of_the_real_room_leave_no_class_out(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "s3dis_one_room.npz"
+    succeed("data", "prepare", "s3dis_one_room", "--from", source, "--to", tmp_path / "room")
+    for name in ("s3dis_one_room_point_transformer_cpu", "s3dis_one_room_ptv3_cpu"):
+        assert_no_class_is_cropped(ROOT / f"configs/segment/{name}.yaml", f"data.root={tmp_path / 'room'}")
+
+
+def test_all_shipped_configs_evaluate_clouds_alone_and_name_modules_that_exist() -> None:
+    """10 to 12 and 19, of every config, whatever data it needs: networks on the device `meta`."""
+    num_networks, num_groups = 0, 0
+    for path in _SHIPPED:
+        config = read_config(path)
+        groups = config.optimizer.arguments.get("groups", ()) if config.optimizer is not None else ()
+        if config.model is None or not (groups or config.model.name == "ptv3"):
+            continue
+        with torch.device("meta"):
+            model = registry.models.build(config.model, facts={"num_classes": 13, "in_channels": 9})
+        assert not getattr(model, "batch_dependence", "") or config.evaluate.batch_size == 1, path
+        num_networks += config.model.name == "ptv3"
+        num_groups += len(groups)
+        for entry in groups:
+            assert module_parameters(model, entry["modules"], "groups"), path
+    assert num_networks >= 5
+    assert num_groups >= 6

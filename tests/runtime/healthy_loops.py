@@ -168,9 +168,21 @@ def critic_in_evaluation_mode() -> Watch:
     return watch
 
 
-def scaled() -> Watch:
+def skips_each(number: int, *, fused: bool = False) -> Watch:
+    """Train by a scaler that meets an infinite loss at each update of this number, from the eleventh on."""
+    turns = iter(range(240))
+
+    def compute(model: Any, points: Tensor, label: Tensor) -> Tensor:
+        turn, value = next(turns), F.cross_entropy(model(points), label)
+        return value * torch.inf if turn >= 10 and turn % number == 0 else value
+
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=fused)
+    return Scaled(2.0**10).train(net(dropout=0.0), optimizer=optimizer, compute=compute, steps=240)
+
+
+def scaled(*, fused: bool = False) -> Watch:
     """As under fp16: the scaler skips the first updates, whose gradients overflow."""
-    return Scaled(2.0**127).train(optimizer=Adam, loss=lambda o, y: 100 * F.cross_entropy(o, y))
+    return Scaled(2.0**127).train(optimizer=partial(Adam, fused=fused), loss=lambda o, y: 100 * F.cross_entropy(o, y))
 
 
 def average_of_weights() -> Watch:
@@ -429,6 +441,8 @@ LOOPS: dict[str, Loop] = {
     "head_starts_at_zero": lambda: train(
         nn.Sequential(nn.Linear(10, 24), nn.ReLU(), start_at_zero(nn.Linear(24, 4))), optimizer=SGD
     ),
+    "scaled_and_fused": partial(scaled, fused=True),
+    **{f"skipped_now_and_then_fused_{fused}": partial(skips_each, 25, fused=fused) for fused in (False, True)},
     "adversarial_with_five_critic_steps": partial(adversarial, critic_steps=5),
     **{
         loop.__name__: loop

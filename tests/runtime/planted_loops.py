@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.runtime.blind_losses import Call
-from tests.runtime.healthy_loops import SGD, STEPS, Adam, Scaled, Watch, batches, net, plain_net, train
+from tests.runtime.healthy_loops import SGD, STEPS, Adam, Scaled, Watch, batches, net, plain_net, skips_each, train
 
 
 class Plant(NamedTuple):
@@ -99,8 +99,10 @@ def steps_twice() -> Watch:
     return train(optimizer=SGD, update=lambda step, optimizer: (optimizer.step(), optimizer.step()))
 
 
-def skips_for_ever() -> Watch:
-    return Scaled(2.0**10).train(optimizer=SGD, loss=lambda o, y: F.cross_entropy(o, y) * torch.inf)
+def skips_for_ever(*, fused: bool = False) -> Watch:
+    return Scaled(2.0**10).train(
+        optimizer=partial(SGD, fused=fused), loss=lambda o, y: F.cross_entropy(o, y) * torch.inf
+    )
 
 
 def evaluated_in_training_mode() -> Watch:
@@ -230,6 +232,13 @@ PLANTS = {
         "non-finite", "loss.form", 1, lambda: train(loss=lambda o, y: (o.softmax(1) * 0).log().mean())
     ),
     "the scaler skips for ever": Plant("skipped-updates", "optim.amp", 1, skips_for_ever),
+    "the scaler skips now and then": Plant("skipped-updates", "optim.amp", 125, partial(skips_each, 16)),
+    "the scaler skips now and then, in fused updates": Plant(
+        "skipped-updates", "optim.amp", 125, partial(skips_each, 16, fused=True)
+    ),
+    "the scaler skips for ever, in fused updates": Plant(
+        "skipped-updates", "optim.amp", 26, partial(skips_for_ever, fused=True)
+    ),
     "learning rate 0": Plant("no-update", "optim.lr", 10, lambda: train(optimizer=partial(SGD, lr=0.0))),
     "updates below the weights' last bit": Plant(
         "no-update",

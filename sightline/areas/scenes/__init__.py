@@ -14,6 +14,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "models": {"point_transformer": "point_transformer"},
     "point_encoders": {"point_transformer": "point_transformer"},
     "public": {"sets.labelled_scenes": "LabelledScenes"},
+    "rules": {"rules": "cropped-class"},
     "transforms": {"transforms": "crop_points place_on_floor sample_block voxel_sample"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

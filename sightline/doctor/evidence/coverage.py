@@ -133,6 +133,26 @@ def uncovered(subject: Subject, gradients: Gradients) -> Uncovered:
     return Uncovered(names, len(gradients.own), len(held & {*own.values()}), len(held - {*own.values()}))
 
 
+@measure()
+def empty_groups(subject: Subject) -> list[tuple[str, float]]:
+    """List the groups of optimisers without a parameter whose learning rate no group with parameters has.
+
+    Not applicable where parameters are frozen: a group of a frozen part is empty on purpose.
+    """
+    if not subject.optimizers:
+        raise NotApplicableError("no optimizer was given", lacks="optimizer")
+    if not all(parameter.requires_grad for parameter in subject.model.parameters()):
+        raise NotApplicableError("a frozen part may have a group")
+    groups = [(optimizer, n, g) for optimizer in subject.optimizers for n, g in enumerate(optimizer.param_groups)]
+    rates = [float(group.get("initial_lr", group.get("lr", 0.0))) for *_, group in groups]
+    filled = {rate for (*_, group), rate in zip(groups, rates, strict=True) if group["params"]}
+    return [
+        (f"param_groups[{number}] of {type(optimizer).__name__}", rate)
+        for (optimizer, number, group), rate in zip(groups, rates, strict=True)
+        if not group["params"] and rate not in filled
+    ]
+
+
 @measure(passes=3)
 def saddles(subject: Subject, gradients: Gradients) -> list[str]:
     """Name parameters that are all zero, and whose gradient is zero as long as they are: factors of one product.

@@ -18,6 +18,8 @@ _MAX_MIXED = 0.5
 _MAX_DEAD, _MIN_UNITS = 0.75, 8
 _MAX_SKIPPED = 25
 """Updates in a row that a scaler skips: 2^16 halves to 1 in 16 of them."""
+NUM_SCALED, _MAX_SKIPPED_SHARE = 100, 0.05
+"""Updates in a row, skipped ones among them, and the share of these: a scaler tries a larger scale every 2000."""
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 
 
@@ -169,6 +171,23 @@ def skipped_updates(optimizer: str, skipped_updates: int) -> Fault | None:
     return Fault(
         f"the GradScaler has skipped {skipped_updates} updates of {optimizer} in a row",
         measured=f"gradients were unscaled {skipped_updates} times without an update: they were not finite",
+    )
+
+
+@rule(
+    "skipped-updates",
+    "warning",
+    "optim.amp optim.nonfinite data.corrupt_sample",
+    holds=f"at most {_MAX_SKIPPED_SHARE:.0%} of the updates skipped, once the scaler has its scale",
+    do="train in bfloat16, look for samples with huge losses, or raise the growth_interval of the scaler",
+)
+def skipped_share(optimizer: str, num_skipped: int, num_scaled: int) -> Fault | None:
+    """Look for updates that are skipped again and again, among the last ones after the first that was not."""
+    if num_scaled < NUM_SCALED or num_skipped <= _MAX_SKIPPED_SHARE * num_scaled:
+        return None
+    return Fault(
+        f"the GradScaler skips {num_skipped / num_scaled:.0%} of the updates of {optimizer}",
+        measured=f"{num_skipped} of {num_scaled} updates in a row were skipped, as gradients were not finite",
     )
 
 

@@ -50,6 +50,24 @@ def not_optimised(uncovered: Uncovered) -> Fault | None:
 
 
 @rule(
+    "not-optimised",
+    "warning",
+    "optim.param_coverage optim.lr",
+    holds="a parameter in each group of the optimizer that has a learning rate of its own",
+    do="compare the names by which the group is filled with those of model.named_parameters(): were modules renamed?",
+)
+def empty_group(empty_groups: list[tuple[str, float]]) -> Fault | None:
+    """Name a group with a learning rate of its own, and without a parameter."""
+    if not empty_groups:
+        return None
+    group, rate = empty_groups[0]
+    return Fault(
+        f"{group} holds no parameter, so that none has its learning rate of {rate:g}",
+        measured=f"{len(empty_groups)} such group(s), and no frozen parameter",
+    )
+
+
+@rule(
     "no-update",
     "error",
     "optim.lr optim.scheduler optim.state",

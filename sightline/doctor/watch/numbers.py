@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from sightline.doctor.evidence.numerics import SHORT, Move, Origin, Trial
 from sightline.doctor.finding import FindingLocation
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.gradients import scaled_clipping, skipped_updates
+from sightline.doctor.rules.gradients import NUM_SCALED, scaled_clipping, skipped_share, skipped_updates
 from sightline.doctor.rules.non_finite import non_finite
 from sightline.doctor.rules.optimiser import large_update, no_update, rounded_updates
 from sightline.doctor.watch.loop import (
@@ -105,19 +105,55 @@ class FiniteMonitor(Monitor):
             yield from loop.reader.read(are_finite.all().float(), judge)
 
 
+def _get_infinite(track: OptimizerTrack) -> Tensor | None:
+    """Return the number (0-d) of devices with infinite gradients, for which a fused update is skipped inside.
+
+    None for one that a scaler skips from outside, or none scales.
+    """
+    found_inf = getattr(track.optimizer, "found_inf", None)
+    return found_inf if isinstance(found_inf, Tensor) else None
+
+
+@dataclass
+class _ScaledUpdates:
+    """Updates of an optimiser by a GradScaler: how many were skipped in a row, and which of the last ones were."""
+
+    num_in_row: int = 0
+    are_skipped: deque[bool] = field(default_factory=lambda: deque(maxlen=NUM_SCALED))
+
+
 class ScalerMonitor(Monitor):
     """A GradScaler updates now and then, and gradients with its factor are not clipped: the bound would be too low."""
 
     def __init__(self) -> None:
         self._factors: list[float] = []
-        self._num_skipped: dict[int, int] = {}
+        self._is_unscaled: set[int] = set()
+        self._scaled: dict[int, _ScaledUpdates] = {}
 
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
-        number = self._num_skipped[id(track)] = self._num_skipped.get(id(track), 0) + 1
-        return find_by(skipped_updates, optimizer=track.name, skipped_updates=number) if number > 1 else []
+        """Judge the update before, if its gradients were unscaled and it did not follow: it was skipped."""
+        is_open = id(track) in self._is_unscaled
+        self._is_unscaled.add(id(track))
+        return self._note(track, 1.0) if is_open else []
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        self._num_skipped.pop(id(track), None)
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
+        """Note an update of a scaler; a fused one is skipped inside, where the scaler has found infinite gradients."""
+        is_scaled = id(track) in self._is_unscaled
+        self._is_unscaled.discard(id(track))
+        if (num_infinite := _get_infinite(track)) is not None:
+            return loop.reader.read(num_infinite, partial(self._note, track))
+        return self._note(track, 0.0) if is_scaled else None
+
+    def _note(self, track: OptimizerTrack, num_infinite: float) -> list[Found]:
+        scaled = self._scaled.setdefault(id(track), _ScaledUpdates())
+        scaled.num_in_row = scaled.num_in_row + 1 if num_infinite else 0
+        if scaled.are_skipped or not num_infinite:  # before the first update, the scaler looks for its scale
+            scaled.are_skipped.append(bool(num_infinite))
+        if not num_infinite:
+            return []
+        numbers = {"num_skipped": sum(scaled.are_skipped), "num_scaled": len(scaled.are_skipped)}
+        in_row = find_by(skipped_updates, optimizer=track.name, skipped_updates=scaled.num_in_row)
+        return in_row or find_by(skipped_share, optimizer=track.name, **numbers)
 
     def before_unscaling_measured(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
         before, is_written = track.norm_after_backward, track.marks() != track.after_backward
@@ -211,9 +247,11 @@ class UpdateMonitor(Monitor):
         has_gradient = stack_numbers([none if g is None or not g.numel() else g.any().float() for g in gradients])
         sizes, highest = {name: values.numel() for name, values in now.items()}, self._highest[id(track)]
         trial = Trial([], {}, 1, dtype, track.lr, highest)
-        if dtype in SHORT:
+        infinite = _get_infinite(track)
+        if dtype in SHORT and infinite is None:
             yield from self._read_rounded(loop, track, before, now, dtype)
-        numbers = torch.stack([each.to(moves.device) for each in (moves, norms, has_gradient)])
+        skipped = none.expand_as(moves) if infinite is None else infinite.float().expand_as(moves)
+        numbers = torch.stack([each.to(moves.device) for each in (moves, norms, has_gradient, skipped)])
         yield from loop.reader.read(numbers, partial(_judge_moves, trial, sizes, track.num_updates == 0))
 
     def _read_rounded(
@@ -239,8 +277,14 @@ class UpdateMonitor(Monitor):
 
 
 def _judge_moves(trial: Trial, sizes: Mapping[str, int], is_early: bool, numbers: list[list[float]]) -> Iterator[Found]:
-    """Judge how far an update has moved its matrices; the first may find momenta or rates of 0."""
-    rows = zip(sizes.items(), *numbers, strict=True)
+    """Judge how far an update has moved its matrices; the first may find momenta or rates of 0.
+
+    One that a scaler has skipped inside of a fused optimiser moves nothing.
+    """
+    *figures, skipped = numbers
+    if any(skipped):
+        return
+    rows = zip(sizes.items(), *figures, strict=True)
     moves = {
         name: Move(trial.rate, size, norm, moved, bool(has), moved == 0) for (name, size), moved, norm, has in rows
     }

@@ -83,6 +83,7 @@ class PatchTransformer(VoxelNetwork):
         super().__init__(num_classes=num_classes, in_channels=in_channels, grid_m=grid_m, inputs=inputs)
         _assert_lengths(encoder_widths, encoder_blocks, decoder_widths, decoder_blocks)
         self.curves = CurveRule(patch_size, curve_depth, patch_sizes)
+        self.batch_dependence = self.curves.batch_dependence
         self.level_sizes = ((3, 5), *[(3,)] * len(decoder_widths))
         self.stem = SparseConvolutionNorm(
             in_channels=self.voxel_channels,

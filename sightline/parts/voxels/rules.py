@@ -1,8 +1,12 @@
-"""Rules of networks on sparse voxels: a grid that fits the points, alike in training and test, and enough voxels."""
+"""Rules of networks on sparse voxels: a grid that fits the points, alike in training and test, and enough voxels.
+
+And of attention on them: patches of a cloud that do not depend on the clouds beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +19,7 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import as_packed
-from sightline.layers.voxel_levels import build_voxel_levels
+from sightline.layers.voxel_levels import VoxelLevel, build_voxel_levels
 from sightline.ops.voxels.cells import sparse_voxels
 from sightline.parts.models.voxel_network import VoxelNetwork
 from sightline.parts.voxels.grids import GridSummary
@@ -26,6 +30,8 @@ _MAX_RATIO = 1.25
 _FEWEST_VOXELS = 16
 """Voxels of a level in the batch of a training step: the deviation of fewer is off by a fifth and more."""
 _GRID = "model.grid_m"
+_NUM_MATES = 8
+"""Clouds of a batch of evaluation that are compared with each of them alone."""
 
 
 @measure()
@@ -157,4 +163,66 @@ def voxels_of_levels(run: Any, voxel_network: VoxelNetwork) -> Fault | None:
         measured=f"{len(voxels.offsets) - 1} clouds of {len(voxels.cells)} voxels of {voxel_network.grid_m:g} m in the "
         "first batch of training",
         where=FindingLocation(config_path=_GRID),
+    )
+
+
+class CutClouds(NamedTuple):
+    """Clouds of a batch of evaluation, how many of them attention cuts otherwise than alone, and why, in words."""
+
+    num_clouds: int
+    num_changed: int
+    reason: str
+
+
+@measure()
+def cut_clouds(run: Any, voxel_network: VoxelNetwork) -> CutClouds:
+    """Cut the first batch of evaluation into patches, and each cloud of it alone."""
+    curves, part = voxel_network.curves, run.built.data.selection
+    if curves is None or not curves.batch_dependence:
+        raise NotApplicableError("no patches that depend on a batch")
+    indices = part.indices[: min(run.config.evaluate.batch_size, _NUM_MATES)]
+    if len(indices) < 2 or "points" not in part.reader.keys:
+        raise NotApplicableError("clouds are evaluated alone")
+    batch = part.reader([SampleKey(int(index), 0, run.config.seed) for index in indices])
+    points, _, offsets = as_packed(batch["points"], None, batch.get("offsets"))
+    voxels = sparse_voxels(points, offsets, side=voxel_network.grid_m)
+
+    def cut(cells: Tensor, offsets: Tensor) -> list[VoxelLevel]:
+        return build_voxel_levels(cells, offsets, sizes=[()] * len(voxel_network.level_sizes), curves=curves)
+
+    whole, bounds = cut(voxels.cells, voxels.offsets), voxels.offsets.tolist()
+    alone = [cut(voxels.cells[first:last], torch.tensor([0, last - first])) for first, last in pairwise(bounds)]
+    changed = sum(_is_cut_otherwise(whole, levels, cloud) for cloud, levels in enumerate(alone))
+    return CutClouds(len(indices), changed, curves.batch_dependence)
+
+
+def _is_cut_otherwise(whole: Sequence[VoxelLevel], alone: Sequence[VoxelLevel], cloud: int) -> bool:
+    """Return True if the patches of a cloud of a batch, `whole`, are not those of its own levels, `alone`."""
+    for together, own in zip(whole, alone, strict=True):
+        assert together.curves is not None
+        assert own.curves is not None
+        first, last = together.curves.offsets[cloud : cloud + 2].tolist()
+        sizes = {min(each.curves.patch_size, last - first) for each in (together, own) if each.curves is not None}
+        if len(sizes) > 1 or not torch.equal(together.curves.order[:, first:last] - first, own.curves.order):
+            return True
+    return False
+
+
+@rule(
+    "cross-sample-leak",
+    "warning",
+    "model.cross_sample_leak eval.protocol",
+    holds="clouds that attention cuts into the same patches alone as beside the others of a batch of evaluation",
+    do="set evaluate.batch_size=1, or let the model cut each cloud by itself (ptv3: patches segments, data_flow "
+    "consistent)",
+)
+def clouds_cut_together(cut_clouds: CutClouds) -> Fault | None:
+    """Look for clouds whose patches in a batch of evaluation are others than alone."""
+    if not cut_clouds.num_changed:
+        return None
+    return Fault(
+        f"in evaluation a cloud's output depends on the clouds beside it: {cut_clouds.reason}",
+        measured=f"{cut_clouds.num_changed} of the first {cut_clouds.num_clouds} clouds of evaluation have other "
+        "patches alone",
+        where=FindingLocation(config_path="evaluate.batch_size"),
     )

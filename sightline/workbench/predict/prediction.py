@@ -18,7 +18,7 @@ import torch
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
-from sightline.contract.model import model_output_keys
+from sightline.contract.model import Model, model_output_keys
 from sightline.contract.schema import signature_parameters, suggest
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.engine.device.numerics import Precision
@@ -205,8 +205,9 @@ def iterate_predictions(
 
     A file's prediction does not depend on the others. A file that is damaged or outside what the run was trained on is
     refused with its reason, and the others go on. Memory is needed for one large file, or a few batches of small ones.
-    `batch_size` is by default that of evaluation, `predictor` that of the run's task without options. Raises
-    ConfigError for a run whose transforms, model or task do not take the fields of the files.
+    `batch_size` is by default that of evaluation, `predictor` that of the run's task without options; a model whose
+    outputs would depend on other samples gets one file at a time. Raises ConfigError for a run whose transforms, model
+    or task do not take the fields of the files.
     """
     predictor = predictor or build_predictor(run, world=world)
     size = batch_size or run.config.evaluate.batch_size
@@ -231,7 +232,8 @@ class FilePredictor:
     def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int) -> None:
         self.num_batches = 0
         self.far: dict[Path, str] = {}
-        self._predictor, self._batch_size = predictor, batch_size
+        is_alone = isinstance(predictor.run.model, Model) and bool(predictor.run.model.batch_dependence)
+        self._predictor, self._batch_size = predictor, 1 if is_alone else batch_size
         self._pipeline = InferencePipeline(
             predictor.run,
             predictor.info,

@@ -243,6 +243,17 @@ def head_left_out(bug: bool) -> tuple[Any, ...]:
     return optimise(model, optimizer)
 
 
+def group_by_name(bug: bool, name: str = "3.", rate: float = 1e-4) -> tuple[Any, ...]:
+    """A group of the parameters of a name at a rate of its own; with the bug the layer has another name."""
+    model = network()
+    chosen = [
+        parameter for key, parameter in model.named_parameters() if key.startswith(f"head.{name}" if bug else name)
+    ]
+    others = [parameter for parameter in model.parameters() if not any(parameter is each for each in chosen)]
+    groups = [{"params": others}, {"params": chosen, "lr": rate}]
+    return optimise(model, torch.optim.AdamW(groups, lr=1e-3))
+
+
 def summed_at_a_huge_rate(bug: bool) -> tuple[Any, ...]:
     optimizer = torch.optim.SGD((model := network()).parameters(), 0.05)
     return optimise(model, optimizer, nn.MSELoss(reduction="sum" if bug else "mean"), 20)
@@ -341,6 +352,7 @@ CASES: Cases = {
         lambda bug: optimise(model := network(), torch.optim.SGD((network() if bug else model).parameters(), 0.1)),
     ),
     "a head made after its optimizer": ("optim.param_coverage", head_left_out),
+    "a group of a name that no layer has": ("optim.param_coverage", group_by_name),
     "the first layer alone in an optimizer": (
         "optim.param_coverage",
         lambda bug: optimise(

@@ -15,7 +15,8 @@ from sightline.areas.scans.frustums import AssignPixels
 from sightline.areas.scans.models.frnet import FRNet
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
-from sightline.published.rows import expand_names
+from sightline.published.files import choose_layout
+from sightline.published.translation import convert_state_dict, published_name, translate_key
 from tests.golden_parity import (
     GRADIENT_BOUND,
     OUTPUT_BOUND,
@@ -35,33 +36,13 @@ SMALL: dict[str, Any] = {
 }
 """The network of the golden file."""
 HEIGHT, WIDTH = 16, 32
-_PAIRS = {
-    "voxel_encoder.pre_norm": "encoder.norm",
-    "voxel_encoder.ffe_layers.{0..2}.{0,1}": "encoder.layers.{0..2}.{linear,norm}",
-    "voxel_encoder.ffe_layers.3": "encoder.last",
-    "voxel_encoder.compression_layers.0": "encoder.compress",
-    "backbone.stem.{0,3,6}": "backbone.stem.{0..2}.conv",
-    "backbone.stem.{1,4,7}": "backbone.stem.{0..2}.norm",
-    "backbone.point_stem.{0,1}": "backbone.to_points.{linear,norm}",
-    "backbone.fusion_stem.{0,1}": "backbone.to_pixels.{conv,norm}",
-    "backbone.point_fusion_layers.{0..3}.{0,1}": "backbone.stages.{0..3}.to_points.{linear,norm}",
-    "backbone.pixel_fusion_layers.{0..3}.{0,1}": "backbone.stages.{0..3}.to_pixels.{conv,norm}",
-    "backbone.attention_layers.{0..3}.{0,1}": "backbone.stages.{0..3}.attention.0.{conv,norm}",
-    "backbone.attention_layers.{0..3}.{3,4}": "backbone.stages.{0..3}.attention.1.{conv,norm}",
-    "backbone.layer{1..4}.{0,1}.conv{1,2}": "backbone.stages.{0..3}.blocks.{0,1}.{first,second}.conv",
-    "backbone.layer{1..4}.{0,1}.bn{1,2}": "backbone.stages.{0..3}.blocks.{0,1}.{first,second}.norm",
-    "backbone.layer{2..4}.0.downsample.{0,1}": "backbone.stages.{1..3}.blocks.0.shortcut.{conv,norm}",
-    "backbone.fuse_layer{1,2}.{conv,bn}": "backbone.fuse_pixels.{0,1}.{conv,norm}",
-    "backbone.point_fuse_layer{1,2}.{0,1}": "backbone.fuse_points.{0,1}.{linear,norm}",
-    "decode_head.mlps.{0..3}.{0,1}": "head.layers.{0..3}.{linear,norm}",
-    "decode_head.conv_seg": "head.logits",
-}
-NAMES = dict(pair for theirs, ours in _PAIRS.items() for pair in expand_names(theirs, ours))
+LAYOUT = "frnet_semantic_kitti"
 
 
 def our_name(name: str) -> str:
-    layer, _, kind = name.rpartition(".")
-    return f"{NAMES[layer]}.{kind}"
+    ours = translate_key(name, LAYOUT)
+    assert ours is not None, name
+    return ours
 
 
 def golden_inputs(golden: Golden) -> tuple[dict[str, Tensor], Tensor]:
@@ -215,3 +196,17 @@ def test_pixels_that_cannot_be_are_refused() -> None:
         small()(**{**given, "pixel": given["pixel"] + 500})
     with pytest.raises(ValueError, match=r"expected \(100,\), one of each point"):
         small()(**{**given, "pixel": given["pixel"][:50]})
+
+
+def test_published_files_are_read_whole() -> None:
+    """Their heads of pixels are left out, and their last class, of ignored points, is the first one here."""
+    torch.manual_seed(0)
+    model = FRNet(num_classes=20, in_channels=4, image_size_px=(512, 64))
+    state = {published_name(name, LAYOUT): value for name, value in model.state_dict().items()}
+    heads = {f"auxiliary_head.{n}.conv_seg.{part}": torch.zeros(20) for n in range(4) for part in ("weight", "bias")}
+    assert choose_layout({**state, **heads}, "frnet.pth", is_for_weights=False, advice="") == LAYOUT
+    ours = convert_state_dict({**state, **heads}, LAYOUT)
+    assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    before, after = model.state_dict()["head.logits.weight"], ours["head.logits.weight"]
+    assert torch.equal(after[0], before[19])
+    assert torch.equal(after[1:], before[:19])
