@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sightline.ops.segments.offsets import offsets_to_batch
 from sightline.ops.voxels.curves import CURVES, MAX_DEPTH, curve_order
@@ -42,12 +43,13 @@ class CurveLevel:
     @cached_property
     def patches(self) -> list[Patches]:
         """The patches along each curve."""
-        num_voxels, num_patches = self.cells.shape[0], None
+        num_rows, num_patches, inverse = self.cells.shape[0], None, self.inverse
         if self.capacity is not None:
             num_patches = self.capacity // self.patch_size + self.offsets.shape[0] - 1
-        patches = cut_patches(self.offsets, num_voxels, size=self.patch_size, num_patches=num_patches)
-        along = (patches.along(*curve) for curve in zip(self.order, self.inverse, strict=True))
-        return [each if self.capacity is None else each.fill_up(self.capacity) for each in along]
+            inverse = functional.pad(inverse, (0, self.capacity - num_rows), value=self.capacity - 1)  # in no patch
+            num_rows = self.capacity
+        patches = cut_patches(self.offsets, num_rows, size=self.patch_size, num_patches=num_patches)
+        return [patches.along(*curve) for curve in zip(self.order, inverse, strict=True)]
 
     def fill_up(self, capacity: int) -> CurveLevel:
         """Return the level with features of `capacity` rows: no size of a patch is read any more."""

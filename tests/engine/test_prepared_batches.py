@@ -22,6 +22,8 @@ from sightline.engine.batches.stream import Preparation
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.layers.voxel_levels import VoxelMaps, VoxelPreparation, build_voxel_levels, choose_capacities
+from sightline.parts.models.ptv3 import PTv3
+from sightline.parts.models.voxel_network import VoxelNetwork
 from sightline.parts.models.voxel_unet import SpUNet
 from tests.recipe_steps import SmallStep, small_recipe
 from tests.waits import DeviceMode, device_form
@@ -151,11 +153,24 @@ class Shapes(DeviceMode):
         return result
 
 
-def test_steps_of_one_form_compute_tables_of_the_same_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward pass of the network on other clouds with the capacities of the first, and on larger ones."""
+def _build_spunet() -> VoxelNetwork:
     sizes: dict[str, Any] = {f"{part}_{kind}": (4, 8) for part in ("encoder", "decoder") for kind in ("widths",)}
     blocks: dict[str, Any] = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
-    network = SpUNet(num_classes=3, in_channels=3, grid_m=0.1, stem_width=4, **sizes, **blocks).train()
+    return SpUNet(num_classes=3, in_channels=3, grid_m=0.1, stem_width=4, **sizes, **blocks)
+
+
+def _build_ptv3() -> VoxelNetwork:
+    sizes: dict[str, Any] = {"encoder_widths": (16, 32), "decoder_widths": (16,)}
+    blocks: dict[str, Any] = {"encoder_blocks": (1, 1), "decoder_blocks": (1,), "patch_size": 16}
+    return PTv3(num_classes=3, in_channels=3, grid_m=0.1, **sizes, **blocks)
+
+
+@pytest.mark.parametrize("build_network", [_build_spunet, _build_ptv3])
+def test_steps_of_one_form_compute_tables_of_the_same_shapes(
+    build_network: Callable[[], VoxelNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward pass of the network on other clouds with the capacities of the first, and on larger ones."""
+    network = build_network().train()
     digests, forms = [], []
     for seed, (count, reach) in enumerate(((700, 1.0), (500, 0.9), (3000, 2.0))):
         points = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) * reach
@@ -193,8 +208,9 @@ def test_capacities_are_those_of_all_levels() -> None:
     assert [len(side) for side in (filled[0].down or ())] == [capacities[1], capacities[0]]
 
 
-def test_an_epoch_of_rooms_has_few_forms(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [ROOMS, "segment/synthetic_rooms_ptv3"])
+def test_an_epoch_of_rooms_has_few_forms(recipe: str, tmp_path: Path) -> None:
     """Of small rooms; those of the recipe itself: tests/long/test_networks.py."""
-    forms = count_forms(small_recipe(ROOMS, tmp_path, "data.train_size=24"), epoch=2)
+    forms = count_forms(small_recipe(recipe, tmp_path, "data.train_size=24"), epoch=2)
     assert sum(forms.values()) == 8
     assert len(forms) <= 4

@@ -141,15 +141,16 @@ def test_attention_is_a_softmax_inside_of_each_patch(sizes: tuple[int, ...]) -> 
     expected = attend_plainly(values[order], exact)[inverse]
     (gradient,) = torch.autograd.grad((expected * weights).sum(), values)
     fixed = ops.cut_patches(offsets, count, size=8, num_patches=count // 8 + len(sizes) + 2)
-    for patches in (exact, fixed, exact.fill_up(count)):
+    for patches in (exact, fixed):
         along = patches.along(order, inverse)
         found = ops.patch_attention(values, along)
         assert torch.allclose(found, expected, rtol=0, atol=1e-14)
         (ours,) = torch.autograd.grad((found * weights).sum(), values)
         assert torch.allclose(ours, gradient, rtol=0, atol=1e-14)
     more = F.pad(values, (0, 0, 0, 0, 0, 0, 0, 3), value=torch.nan)
-    filled = ops.patch_attention(more, exact.along(order, inverse).fill_up(count + 3))
-    assert torch.equal(filled[:count], ops.patch_attention(values, exact.along(order, inverse)))
+    wide = ops.cut_patches(offsets, count + 3, size=8, num_patches=count // 8 + len(sizes) + 2)
+    filled = ops.patch_attention(more, wide.along(order, F.pad(inverse, (0, 3), value=count + 2)))
+    assert torch.equal(filled[:count], ops.patch_attention(values, fixed.along(order, inverse)))
     assert not bool(filled[count:].any())
 
 

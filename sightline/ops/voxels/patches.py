@@ -43,19 +43,13 @@ class Patches(NamedTuple):
         rows = torch.where(self.rows >= 0, order[self.rows.clamp(min=0)], -1)
         return self._replace(rows=rows, slots=self.slots[inverse], again=self.again[inverse])
 
-    def fill_up(self, num_rows: int) -> Patches:
-        """Add rows that are in no patch, up to `num_rows`."""
-        missing = num_rows - self.slots.shape[0]
-        slots, again = (functional.pad(each, (0, missing), value=-1) for each in (self.slots, self.again))
-        return self._replace(slots=slots, again=again)
-
 
 def cut_patches(offsets: Tensor, num_rows: int, *, size: int, num_patches: int | None = None) -> Patches:
     """Cut packed clouds of `num_rows` rows with `offsets` (S+1,) into patches of up to `size` rows.
 
     The sizes of clouds are read, which waits for a GPU. With `num_patches`, at least num_rows / size rounded down plus
-    S, nothing is: there are so many patches of `size` slots, those of small clouds partly empty. Raises ValueError for
-    a size below 1, too few patches, and offsets that do not fit.
+    S, nothing is: there are so many patches of `size` slots, those of small clouds partly empty, and rows after the
+    last offset are in none. Raises ValueError for a size below 1, too few patches, and offsets that do not fit.
     """
     if size < 1:
         raise ValueError(f"size: found {size}, expected at least 1 row in a patch")
@@ -85,16 +79,16 @@ def _place_rows(
     """Place rows in slots, of which each cloud has `widths` (S,): `rows`, `slots` and `again` of the patches."""
     counts = offsets.diff()
     bounds = functional.pad(widths.cumsum(0), (1, 0))
-    first_slots = bounds[:-1]
-    cloud = offsets_to_batch(offsets, num_rows)
+    first_slots, last_cloud = bounds[:-1], max(0, counts.shape[0] - 1)
+    cloud = offsets_to_batch(offsets, num_rows).clamp(max=last_cloud)
     place = torch.arange(num_rows, device=offsets.device) - offsets[cloud]  # in its cloud
-    slots = first_slots[cloud] + place
+    slots = torch.where(place < counts[cloud], first_slots[cloud] + place, -1)
     is_borrowed = (place >= counts[cloud] - size) & (place + size < widths[cloud]) & (counts[cloud] > size)
     again = torch.where(is_borrowed, slots + size, -1)
     slot = torch.arange(num_slots, device=offsets.device)
     cloud = offsets_to_batch(bounds, num_slots)
     is_used = cloud < counts.shape[0]
-    cloud = cloud.clamp(max=max(0, counts.shape[0] - 1))
+    cloud = cloud.clamp(max=last_cloud)
     place = slot - first_slots[cloud]
     is_own = place < counts[cloud]
     place = torch.where(is_own, place, place - size)
