@@ -14,7 +14,7 @@ demo: .venv/.installed
 # Three workers on two cores: some tests wait. They, and the commands that they start, import the same files: compiled once,
 # also where the shell forbids it.
 test: .venv/.kernels
-	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist worksteal --durations=120 --durations-min=4
 # numba's machine code is as old as the files of its kernels: workers that compile them would do so at the same time, and
 # each would read and rewrite the assertions of all tests of a new checkout.
 .venv/.kernels: .venv/.installed-dev tests/kernels.txt $(shell grep -rl --include=*.py numba_kernel sightline)

@@ -58,6 +58,10 @@ RECIPE_STEPS = (
     RecipeStep("detect/synthetic_crowds_fcos", ("train.batch_size=2",), None, None, "2", workers=8),
     RecipeStep("detect/synthetic_crowds_yolox", ("train.batch_size=2",), None, None, "2", workers=8),
     RecipeStep("segment/synthetic_lidar_salsanext", ("train.batch_size=2",), None, None, "2", workers=8),
+    *(
+        RecipeStep(f"segment/synthetic_{recipe}", (), None, None, "4", ("train.batch_size=2",), workers=8)
+        for recipe in ("rooms_spunet", "lidar_minkunet", "rooms_ptv3", "lidar_frnet")
+    ),
     RecipeStep("boxes3d/synthetic_streets_pointpillars", (), None, None, "4", workers=8),
 )
 """Dearest first; bars of launches and milliseconds are those of the issue on operators."""
