@@ -65,9 +65,15 @@ class Source:
         return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
 
     def spread(self, count: int) -> list[int]:
-        """List up to `count` indices that lie evenly over the data set."""
-        steps = max(1, min(count, self.size) - 1)
-        return sorted({round(i * (self.size - 1) / steps) for i in range(min(count, self.size))})
+        """List up to `count` indices over the data set, the first and the last among them: one of each of equal parts.
+
+        Which one is drawn, since a set may be in an order that repeats: at equal distances, some classes never come.
+        """
+        count = min(count, self.size)
+        shares = torch.rand(count, generator=torch.Generator().manual_seed(_SEED)).tolist()
+        bounds = [part * self.size // count for part in range(count + 1)] if count else []
+        drawn = [low + int(share * (high - low)) for share, low, high in zip(shares, bounds, bounds[1:], strict=False)]
+        return [0, *drawn[1:-1], self.size - 1] if count > 1 else drawn
 
     def iter_timed(self, indices: Sequence[int]) -> Iterator[int]:
         """Yield the indices until the time for reading is over: of this thread, or of a slow disk ten times as much."""
