@@ -71,6 +71,8 @@ _STAND_INS: dict[str, dict[str, Any]] = {
     "detect3d": {
         "data": {"name": "synthetic_streets3d", "num_columns": 128, **_SIZES, "validation_size": 3},
         "transforms": _both([{"name": "limit_extent", "extent_m": _STREET_M}]),
+        "metrics": [{"name": "boxes3d_ap"}],
+        "evaluate": {"metric": "ap_overlap"},
         "task": {
             "anchors": {
                 "Car": {"size": [4.4, 1.95, 1.62], **_ANCHORS},

@@ -88,6 +88,10 @@ def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
         )
 
 
+class EmptyValidationError(ConfigError):
+    """Too few samples of training to hold some out for validation."""
+
+
 def build_data(config: RunConfig) -> Data:
     """Build the data sets of every split, hold out a validation part if necessary, and collect the facts."""
     transforms = config.transforms
@@ -113,7 +117,7 @@ def build_data(config: RunConfig) -> Data:
         train_indices, held_out = stratified_split(size, train_set.strata, seed=config.seed)
         train_indices = np.concatenate([train_indices + visit * size for visit in range(repeats)])
         if not len(held_out):
-            raise ConfigError(
+            raise EmptyValidationError(
                 f"evaluate.select: a tenth of {size} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )

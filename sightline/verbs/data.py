@@ -111,6 +111,8 @@ def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase
     others = [row.name for row in _list_bases(name) if row.name != base.name]
     also = [f"Others for this data set: {', '.join(others)}"] if others else []
     about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {base.name}.")
+    is_tiny = _lacks_validation(base.name, words)
+    words += ["evaluate.select=test"] if is_tiny else []
     alone = _find_batch_of_one(base.name, words)
     words += [] if alone is None else alone.list_words()
     text = render_over(base.name, words, heading=[about, *also])
@@ -118,6 +120,11 @@ def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase
         raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomic(path, text.encode())
+    if is_tiny:
+        print_note(
+            f"{path}: too few samples of training to hold some out for validation: it has evaluate.select=test, so the "
+            "test part chooses the best checkpoint; the last one is chosen by nothing"
+        )
     if alone is not None and alone.changes:
         print_note(f"{path}: {alone.reason}, which batch norm cannot normalise: it has {' '.join(alone.list_words())}")
     plugins = [word for plugin in options.plugins for word in ("--plugin", str(plugin))]
@@ -125,6 +132,23 @@ def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase
     for line in describe_base(base, words, bases=stated, num_samples=num_samples, is_named=options.base is not None):
         print_note(f"{path}: {line}")
     print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
+
+
+def _lacks_validation(preset: str, words: Sequence[str]) -> bool:
+    """Return True if a training would be refused since it has too few samples to hold some out, and a test part."""
+    from sightline.config import read_config  # slow, as torch is
+    from sightline.engine.run_data import EmptyValidationError, build_data
+
+    is_empty = False
+    try:
+        try:
+            build_data(read_config(Path(preset), [*words, "init=null"]))
+        except EmptyValidationError:
+            is_empty = True
+            build_data(read_config(Path(preset), [*words, "init=null", "evaluate.select=test"]))
+    except UserError:
+        return False  # what is wrong is said where the config is read or trained
+    return is_empty
 
 
 def _find_batch_of_one(preset: str, words: Sequence[str]) -> BatchOfOne | None:

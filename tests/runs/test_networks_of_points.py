@@ -103,6 +103,10 @@ def test_tiles_label_every_point_once(network: str, make_trained: Callable[[str]
     assert np.array_equal(wide.probabilities, whole.probabilities)
     assert narrow.labels.shape == whole.labels.shape == trained.truth.shape
     assert np.isfinite(narrow.probabilities).all()
+    plan = np.asarray(narrow.points)[:, :2].astype(np.float64)
+    number = len(np.unique(np.floor((plan - plan.min(axis=0)) / 2.5), axis=0))
+    assert narrow.treatment.endswith(f"predicted in {number} tiles of 2.5 m, with 0.5 m around each")
+    assert "tile" not in whole.treatment
     assert not np.array_equal(narrow.probabilities, whole.probabilities)
 
 

@@ -108,11 +108,21 @@ class TileWindows:
         self.halo_m = halo_m
         self.axes = [axis for axis, name in enumerate("xyz") if name != up_axis]
 
+    def locate(self, plan: Tensor) -> Tensor:
+        """Return the tile (N, 2) of each point, from its two coordinates of the plan in float64."""
+        return ((plan - plan.amin(dim=0)) / self.size_m).floor().long()
+
+    def describe(self, points: Tensor) -> str:
+        """Describe in how many tiles the points (N, 3) of a cloud are."""
+        number = len(self.locate(points[:, self.axes].double()).unique(dim=0))
+        return (
+            f"predicted in {number} tile{'s' * (number != 1)} of {self.size_m:g} m, with {self.halo_m:g} m around each"
+        )
+
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
         points, logits = cloud["points"], None
         plan = points[:, self.axes].double()
-        lowest = plan.amin(dim=0)
-        tile = ((plan - lowest) / self.size_m).floor().long()
+        lowest, tile = plan.amin(dim=0), self.locate(plan)
         for place in tile.unique(dim=0):
             first = lowest + place * self.size_m
             is_own = (tile == place).all(dim=1)

@@ -23,6 +23,7 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.parts.tasks.segment import TileWindowsConfig
+from sightline.parts.tasks.windows import TileWindows
 from sightline.store.files.atomic_write import open_atomic, replace_atomic
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
@@ -133,6 +134,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self._label_paths: Mapping[Path, Path] = {}
         self._extras: dict[Path, bytes] = {}
         self.no_return = no_return
+        divided = run.config.task.arguments.get("tiles")
+        self._tiles = None if divided is None else TileWindows(**divided, up_axis=run.facts["up_axis"])
         if info.scans is None and no_return:
             raise ConfigError("no_return: is an option for LiDAR scans, which the run was not trained on; leave it out")
         if info.scans is None and "label" in (files or ()):
@@ -278,6 +281,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         num_others = len(rows) - len(np.unique(numbers)) if origin.rows is not None else len(rows)
         if num_others:
             treatment.append(f"{num_others} of {len(rows)} points as the nearest of {len(numbers)}")
+        if self._tiles is not None:
+            treatment.append(self._tiles.describe(torch.from_numpy(origin.points)))
         return SegmentPrediction(
             file=file.path,
             points=origin.points,

@@ -20,6 +20,7 @@ from sightline.engine.run_data import build_data
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
 from sightline.workbench.predict.file_samples import read_sample
+from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.preparing import list_other_notes, refuse
 from tests.data.scenes.scene_writers import no_progress
@@ -280,7 +281,10 @@ def test_names_that_are_given_are_those_of_classes_txt(tmp_path: Path) -> None:
 def test_wrong_sources_are_named(tmp_path: Path) -> None:
     refuse(prepare, tmp_path / "nothing", "there is no such folder")
     source = write_folder(tmp_path / "in", count=2)
-    refuse(prepare, source, "holds 2 scenes, too few for 1 to test, 1 to validate and one to train on")
+    few = "holds 2 scenes, too few for 1 to test, 1 to validate and one to train on.* validation_share=0 test_share=0.5"
+    refuse(prepare, source, few)
+    halves = prepare(source, tmp_path / "halves", validation_share=0.0, test_share=0.5)
+    assert halves["splits"].keys() == {"train", "test"}
     write_folder(source)
     refuse(prepare, source, r"has no column 'klass', it has red, green, blue, label; .* label=NAME", label="klass")
     with pytest.raises(ConfigError, match=r"\[x, y, z\] has no 'label'"):
@@ -351,6 +355,8 @@ def test_colours_of_16_bits_are_told_by_the_format(tmp_path: Path) -> None:
     shallow = write_las(tmp_path / "in" / "test" / "b.las", highest=250)
     manifest = prepare(tmp_path / "in", tmp_path / "set", label="classification")
     assert [note.partition(" (")[0] for note in list_other_notes(manifest)] == [
+        "labels of the files are 2, 6; predictions number these classes from 0 to 1, so that class_2 is 0; to keep the "
+        "numbers of the files, name all of them: names=[...]",
         "colours of 16 bits are read as 0 to 65535",
         "colours of 16 bits are read as 0 to 255",
     ]
@@ -370,7 +376,11 @@ def test_labels_that_occur_are_the_classes(tmp_path: Path) -> None:
     manifest = prepare(tmp_path / "in", tmp_path / "set", label="classification")
     assert manifest["class_names"] == ["class_2", "class_6", "class_200"]
     assert manifest["class_labels"] == [2, 6, 200]
-    assert manifest["differences"][0] == "classes without a point in a part: class_6 (test), class_200 (train)"
+    assert manifest["differences"][:2] == [
+        "classes without a point in a part: class_6 (test), class_200 (train)",
+        "labels of the files are 2, 6, 200; predictions number these classes from 0 to 2, so that class_2 is 0; to "
+        "keep the numbers of the files, name all of them: names=[...]",
+    ]
     scene = SceneFolder(split="test", root=str(tmp_path / "set"))[SampleKey(0, 0, 0)]
     assert scene["label"].tolist() == [0, 2] * 15
 
@@ -390,7 +400,7 @@ def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
     options = {"columns": ("x", "y", "z", "r", "g", "b"), "unlabelled": 4}
     manifest = prepare(tmp_path / "in", tmp_path / "set", **options)
     assert manifest["class_names"] == ["class_1", "class_2", "class_3"]
-    assert manifest["differences"] == []
+    assert [line.partition(";")[0] for line in manifest["differences"]] == ["labels of the files are 1, 2, 3"]
     sample = by_name(tmp_path / "set", colours=True)["scan_3.npy"]
     assert sample["label"].tolist() == [255 if label == 3 else label for label in table(3)[:, 6]]
     with pytest.raises(DataError, match=rf"scan_0\{suffix}: is beside a scene with a column 'label'; move it away"):
@@ -435,3 +445,19 @@ def test_a_tenth_of_the_scenes_is_held_out_where_the_files_have_no_validation_pa
     assert len(held_out) == 2
     assert len(data.train.indices) == 3 * 18
     assert not {int(index) % 20 for index in data.train.indices} & held_out
+
+
+def test_the_config_of_two_scenes_trains(tmp_path: Path) -> None:
+    """One to train on leaves none to hold out: the config says by what the checkpoint is chosen."""
+    for split in ("train", "test"):
+        write(tmp_path / "in" / split / "scan.txt", table(0 if split == "train" else 1))
+    words = ("scene_folder", "--from", tmp_path / "in", "--to", tmp_path / "set", "up_axis=z", "unit=m")
+    told = succeed("data", "prepare", *words, "--config", tmp_path / "own.yaml").err
+    assert "too few samples of training to hold some out for validation: it has evaluate.select=test" in told
+    assert read_config(tmp_path / "own.yaml").evaluate.select == "test"
+    succeed("view", tmp_path / "own.yaml", "--num", 1, "--out", tmp_path / "seen")
+    for number in range(30):
+        write(tmp_path / "many" / f"{number}.txt", table(number))
+    words = ("scene_folder", "--from", tmp_path / "many", "--to", tmp_path / "of_many", "up_axis=z", "unit=m")
+    succeed("data", "prepare", *words, "--config", tmp_path / "many.yaml")
+    assert read_config(tmp_path / "many.yaml").evaluate.select == "validation"

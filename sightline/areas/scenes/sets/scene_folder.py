@@ -95,7 +95,7 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
             validation_share=validation_share,
             seed=seed,
             where=f"{root}: holds {len(files)} scenes",
-            advice=f"lay it out as {_LAYOUTS}",
+            advice="put one into a folder train and one into a folder test, or give validation_share=0 test_share=0.5",
         )
         return "folder", list(map(ListedScene, files, splits))
     unknown = [name for name in folders if name not in SPLITS]
@@ -501,8 +501,21 @@ def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
     }
     units = note_mixed_units(list(reaches), list(reaches.values()), "scenes")
     units += _note_unit(np.median([*reaches.values()]), prepared.manifest["file_unit"])
-    differences = [*([skipped_note] if skipped_note else []), *missing, *units]
+    gaps = _note_gaps(names, prepared.manifest["class_labels"])
+    differences = [*([skipped_note] if skipped_note else []), *missing, *gaps, *units]
     return {**summary, "doubts": [*missing, *units], "differences": differences}
+
+
+def _note_gaps(names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """Note that classes are not numbered as the labels of the files are, of which some never occur."""
+    moved = [(name, place) for place, (name, label) in enumerate(zip(names, labels, strict=True)) if place != label]
+    if not moved:
+        return []
+    return [
+        f"labels of the files are {join_some([str(label) for label in labels], most=_MAX_NAMED)}; predictions number "
+        f"these classes from 0 to {len(names) - 1}, so that {moved[0][0]} is {moved[0][1]}; to keep the numbers of the "
+        "files, name all of them: names=[...]"
+    ]
 
 
 def _find_length(unit: LengthUnit) -> float:
