@@ -21,8 +21,11 @@ from sightline.engine.step import StepTimer
 from sightline.engine.train import train_step
 from tests.processes import ROOT
 
+_WITHOUT_A_SMALL_FORM = {"detect/photos_dfine"}
+"""The network is a library's, with as many queries as an image of 640 pixels has places for."""
 RECIPES = sorted(
-    f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/*.yaml") if path.stem[0] != "_"
+    {f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/*.yaml") if path.stem[0] != "_"}
+    - _WITHOUT_A_SMALL_FORM
 )
 BATCH_SIZE = 3
 
