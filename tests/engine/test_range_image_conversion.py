@@ -128,7 +128,8 @@ def assert_their_outputs(golden: Golden, run: Path) -> None:
 
 def test_every_layout_of_range_images_has_a_case() -> None:
     of_scans = {name: model.model for name, model in MODELS.items() if model.protocol.data == "semantic_kitti"}
-    assert {name for name, model in of_scans.items() if model != "minkunet"} == set(CASES)
+    others = {"frnet", "minkunet"}  # compute on points, and have tests of their own
+    assert {name for name, model in of_scans.items() if model not in others} == set(CASES)
 
 
 @pytest.mark.shared

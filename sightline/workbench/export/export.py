@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.errors import DataError, RunError, UserError, assert_installed
+from sightline.contract.model import Model
 from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.engine.batches.sampler import evaluation_keys
@@ -63,9 +64,10 @@ def export_run(
     """
     if run.path.suffix == ENDING:
         raise UserError(f"{run.path}: is an exported file already; export the run that it was made of")
-    if obstacle := getattr(run.model, "obstacle_to_export", None):
+    if isinstance(run.model, Model) and run.model.obstacle_to_export:
         raise UserError(
-            f"export: a network on {obstacle}; use it by `sightline predict`, `sightline serve` or sightline.load_run"
+            f"export: a network on {run.model.obstacle_to_export}; use it by `sightline predict`, `sightline serve` or "
+            "sightline.load_run"
         )
     assert_installed("onnx", "onnxscript", "onnxruntime", needed_by="export")
     path = out or Path(f"{run.config.name}{ENDING}")
