@@ -111,16 +111,14 @@ def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase
     others = [row.name for row in _list_bases(name) if row.name != base.name]
     also = [f"Others for this data set: {', '.join(others)}"] if others else []
     about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {base.name}.")
-    is_tiny = _lacks_validation(base.name, words)
-    words += ["evaluate.select=test"] if is_tiny else []
-    alone = _find_batch_of_one(base.name, words)
-    words += [] if alone is None else alone.list_words()
+    few, alone = _fit_to_few(base.name, words)
+    words += [*few, *([] if alone is None else alone.list_words())]
     text = render_over(base.name, words, heading=[about, *also])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomic(path, text.encode())
-    if is_tiny:
+    if few:
         print_note(
             f"{path}: too few samples of training to hold some out for validation: it has evaluate.select=test, so the "
             "test part chooses the best checkpoint; the last one is chosen by nothing"
@@ -134,39 +132,31 @@ def _write_config(options: PrepareOptions, name: str, bases: Sequence[ConfigBase
     print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
 
 
-def _lacks_validation(preset: str, words: Sequence[str]) -> bool:
-    """Return True if a training would be refused since it has too few samples to hold some out, and a test part."""
-    from sightline.config import read_config  # slow, as torch is
-    from sightline.engine.run_data import EmptyValidationError, build_data
+def _fit_to_few(preset: str, words: Sequence[str]) -> tuple[list[str], BatchOfOne | None]:
+    """Find what a training on few samples needs that would be refused: words, and a batch of one sample.
 
-    is_empty = False
-    try:
-        try:
-            build_data(read_config(Path(preset), [*words, "init=null"]))
-        except EmptyValidationError:
-            is_empty = True
-            build_data(read_config(Path(preset), [*words, "init=null", "evaluate.select=test"]))
-    except UserError:
-        return False  # what is wrong is said where the config is read or trained
-    return is_empty
-
-
-def _find_batch_of_one(preset: str, words: Sequence[str]) -> BatchOfOne | None:
-    """Find the batch of one sample at which a training would be refused; None without one, or if it cannot be built."""
+    The words are for one without a sample to hold out. There are neither if the data cannot be built.
+    """
     from sightline.config import read_config  # slow, as torch is: only a config to write needs it
     from sightline.engine.build import build
     from sightline.engine.distributed import World
-    from sightline.engine.run_data import build_data
+    from sightline.engine.run_data import EmptyValidationError, build_data
     from sightline.workbench.check.batch_of_one import find_batch_of_one
 
+    few: list[str] = []
     try:
         config = read_config(Path(preset), [*words, "init=null"])  # weights are not fetched for it
+        try:
+            data = build_data(config)
+        except EmptyValidationError:
+            config = read_config(Path(preset), [*words, "evaluate.select=test", "init=null"])
+            data, few = build_data(config), ["evaluate.select=test"]
         size = config.train.batch_size
-        if not isinstance(size, int) or len(build_data(config).train.indices) % size != 1:
-            return None  # as most sets: no network is built
-        return find_batch_of_one(build(config, World()), World())
+        if not isinstance(size, int) or len(data.train.indices) % size != 1:
+            return few, None  # as most sets: no network is built
+        return few, find_batch_of_one(build(config, World()), World())
     except UserError:
-        return None  # what is wrong is said where the config is read or trained
+        return few, None  # what is wrong is said where the config is read or trained
 
 
 def list_preparable() -> set[str]:
