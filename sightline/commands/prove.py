@@ -33,7 +33,7 @@ class CheckOptions(
     deep: bool = switch("--deep", "compare every layer and loss with a reference implementation")
     strict: bool = switch("--strict", "treat warnings as errors")
     verbose: bool = switch("--verbose", "print notes in full, and each relation: judged, or why not")
-    budget: float | None = option("--budget", "S", "processor time for relations of the model [3]", min=0)
+    budget: float | None = option("--budget", "S", "seconds of relations of the model, at most [3]", min=0)
 
 
 class FitOptions(

@@ -18,9 +18,11 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.pytree import tree_children, tree_map
 from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
+from sightline.doctor.budget import BUDGET_S, Budget
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
+from sightline.doctor.evidence.reading import Reading
 from sightline.doctor.examine import Examination, assert_codes, examine, examine_section
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.form import Batch, Form, UnknownForm
@@ -38,8 +40,6 @@ from sightline.doctor.verdict import CHECK_REMEDIES, LOOP, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
-BUDGET_S = 4.0
-"""Processor time for the measurements of one check."""
 _NUM_SAMPLES = 64
 
 
@@ -53,7 +53,7 @@ def check_module(
     evaluation: Any = None,
     score: Callable[..., Any] | None = None,
     declared: Sequence[str] = (),
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
 ) -> Report:
     """Judge a module, its loss and its batches by all rules that apply; nothing of them changes.
 
@@ -61,12 +61,12 @@ def check_module(
     copy that stands in for it. Without it calls of the module and of `loss` that their signatures allow are tried. Of a
     loader the first four batches are read. `evaluation` is a loader, or batches, of what the model is evaluated on,
     `score` the function of the model and such a loader that returns its figure, or figures by name. `declared` names
-    codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError for
-    what cannot be read.
+    codes of findings that are intended. What is asked is counted, and the same on every machine; `budget_s` allows more
+    or less, and bounds the processor time that this takes. Raises UserError for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
     more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
-    examined = _examine_module(model, loss, loader, declared=declared, budget_s=budget_s, **more)
+    examined = _examine_module(model, loss, loader, declared=declared, budget=Budget.allow(budget_s), **more)
     return _make_report(type(unwrap(model)).__name__, {"": examined}, budget_s)
 
 
@@ -78,19 +78,20 @@ def check_models(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
     declared: Sequence[str] = (),
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
 ) -> Report:
     """Judge several models that are trained together, such as a generator and its critic, each by its own loss.
 
     `step(batch)` returns the losses by the names of the models that they train, or one loss for all of them. Each model
     is judged as one is by `check_module`, with those optimizers that hold any of its parameters, while copies of the
-    others stand in for them; `budget_s` is the processor time for all. Raises UserError for what cannot be read, and
-    for a step without a loss of some model.
+    others stand in for them; `budget_s` is that of all. Raises UserError for what cannot be read, and for a step
+    without a loss of some model.
     """
     assert_codes(declared, name="check: declared")
+    budgets = Budget.allow(budget_s).divide(len(models))
     optimizers = _list_optimizers(optimizer)
     examined = {}
-    for name, model in models.items():
+    for budget, (name, model) in zip(budgets, models.items(), strict=True):
         own = [each for each in optimizers if holds(each, model)] or optimizers
         examined[name] = _examine_module(
             model,
@@ -100,7 +101,7 @@ def check_models(
             optimizer=own,
             evaluation=evaluation,
             declared=declared,
-            budget_s=budget_s / len(models),
+            budget=budget,
         )
     title = ", ".join(f"{name} ({type(unwrap(model)).__name__})" for name, model in models.items())
     return _make_report(title, examined, budget_s)
@@ -140,7 +141,7 @@ def _examine_module(
     optimizer: Any,
     evaluation: Any,
     declared: Sequence[str],
-    budget_s: float,
+    budget: Budget,
     score: Callable[..., Any] | None = None,
 ) -> tuple[Subject, Examination]:
     """Examine copies of a module with its loss and batches; leave all of the program as it is."""
@@ -158,10 +159,10 @@ def _examine_module(
         sections = make_sections(subject, [move(batch, subject.model) for batch in batches], readings)
         subject = dataclasses.replace(subject, sections=sections)
         scored = None if score is None else make_score(score, model, evaluation)
-        return subject, examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
+        return subject, examine_subject(subject, declared=declared, budget=budget, score=scored)
 
 
-def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]], budget_s: float) -> Report:
+def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]], budget_s: float | None) -> Report:
     """Make the report of one model, or of several by their names."""
     found = {name: merge_findings(locate_findings(judged, subject)) for name, (subject, judged) in examined.items()}
     judgements = [each for _, examination in examined.values() for each in examination.judgements]
@@ -171,8 +172,11 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
         remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
         remedies=_list_remedies([subject.form for subject, _ in examined.values()]),
         loop=LOOP,
-        gaps=_list_gaps([subject for subject, _ in examined.values()]),
-        budget_s=budget_s,
+        gaps=[
+            *_list_gaps([subject for subject, _ in examined.values()]),
+            *dict.fromkeys(gap for _, examination in examined.values() for gap in examination.gaps),
+        ],
+        budget_s=BUDGET_S if budget_s is None else budget_s,
     )
     return Report(title, name_findings(found), verdict)
 
@@ -252,24 +256,22 @@ def examine_subject(
     subject: Subject,
     *,
     declared: Collection[str] = (),
-    budget_s: float = BUDGET_S,
-    is_patient: bool = True,
-    is_counted: bool = False,
+    budget: Budget,
     progress: Callable[[int, int, str], None] = lambda done, total, code: None,
     **more: Any,
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time.
+    """Judge a subject by all rules, within a budget.
 
-    With `is_patient`, slow networks get as many passes as those of 20 ms do; with `is_counted`, all machines ask the
-    same. `progress` is that of `examine`. `more` is what measurements read beside the subject: the `term` of a loss
-    alone, the `score` of a module.
+    `progress` is that of `examine`. `more` is what measurements read beside the subject: the `term` of a loss alone,
+    the `score` of a module.
     """
+    given = {"program_reading": Reading(min(Reading.MAX_READING_S, budget.allowed_s / 2)), **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        evidence = Evidence({"subject": subject, **more}, budget_s, is_patient, is_counted)
+        evidence = Evidence({"subject": subject, **given}, budget.seconds, budget.is_patient, budget.ends_s)
         examination = examine(evidence, declared=declared, progress=progress)
         for section in subject.sections:
-            evidence = Evidence({"subject": section}, evidence.left_s, is_patient, is_counted)
+            evidence = Evidence({"subject": section, **given}, evidence.left_s, budget.is_patient, budget.ends_s)
             examine_section(examination, evidence)
     return examination
 

@@ -34,10 +34,11 @@ class Judgement:
 
 @dataclass
 class Examination:
-    """Findings, and a judgement of each rule."""
+    """Findings, a judgement of each rule, and sentences on what was left out (`gaps`)."""
 
     findings: list[Finding] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
 
     def sort(self) -> None:
         """Order judgements as the rules are, however long each took, and list the findings, the gravest first.
@@ -106,15 +107,18 @@ def examine(
             else:
                 _judge(rule, evidence, examination)
     examination.sort()
+    examination.gaps += evidence.gaps
     return examination
 
 
 def examine_section(examination: Examination, evidence: Evidence) -> None:
     """Judge a section of a subject by the rules that did not apply to what was examined before it."""
     rules = [judgement.rule for judgement in examination.judgements if judgement.outcome == "apply"]
-    judged = [each for each in examine(evidence, rules=rules).judgements if each.outcome != "apply"]
+    examined = examine(evidence, rules=rules)
+    judged = [each for each in examined.judgements if each.outcome != "apply"]
     known = {each.rule.judge: each for each in judged}
     examination.judgements = [known.get(each.rule.judge, each) for each in examination.judgements]
+    examination.gaps = [*dict.fromkeys([*examination.gaps, *examined.gaps])]
     examination.sort()
 
 

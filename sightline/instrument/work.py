@@ -14,6 +14,8 @@ __all__ = ["WorkCounter"]
 
 _CALL_S, _NUMBER_S, _PRODUCT_S = 8e-6, 1e-9, 2e-11
 """What a call, a number that is written, and a product and its sum take on one core of a usual processor."""
+_ACCELERATED = 100
+"""How many times as many numbers and products an accelerator makes in that time."""
 
 
 class WorkCounter(TorchDispatchMode):
@@ -30,6 +32,7 @@ class WorkCounter(TorchDispatchMode):
         self.num_calls = 0
         self.num_numbers = 0
         self.num_products = 0
+        self._is_accelerated = False
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -42,7 +45,9 @@ class WorkCounter(TorchDispatchMode):
             is_own = getattr(func, "namespace", "") == "aten"
             written = result if is_own else (args, kwargs, result)
             self.num_calls += 1
-            self.num_numbers += sum(leaf.numel() for leaf in tree_leaves(written) if isinstance(leaf, Tensor))
+            tensors = [leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)]
+            self.num_numbers += sum(tensor.numel() for tensor in tensors)
+            self._is_accelerated |= any(tensor.device.type not in ("cpu", "meta") for tensor in tensors)
             formula = flop_registry.get(getattr(func, "_overloadpacket", None))
             with contextlib.suppress(AssertionError, IndexError, TypeError, ValueError):  # what a formula does not know
                 self.num_products += formula(*args, **(kwargs or {}), out_val=result) // 2 if formula else 0
@@ -50,5 +55,6 @@ class WorkCounter(TorchDispatchMode):
 
     @property
     def nominal_s(self) -> float:
-        """Seconds that this work takes a usual processor: the same number wherever it is counted."""
-        return self.num_calls * _CALL_S + self.num_numbers * _NUMBER_S + self.num_products * _PRODUCT_S
+        """Seconds that this work takes a usual processor, or accelerator: on each, the same number everywhere."""
+        share = 1 / _ACCELERATED if self._is_accelerated else 1.0
+        return self.num_calls * _CALL_S + (self.num_numbers * _NUMBER_S + self.num_products * _PRODUCT_S) * share

@@ -17,7 +17,7 @@ from sightline.verbs.output import (
     show_findings,
     sort_findings,
 )
-from sightline.workbench.check.examination import BUDGET_S, RunExamination, describe_examination
+from sightline.workbench.check.examination import RunExamination, describe_examination
 from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.trace import judge_expectations, look_once
 
@@ -25,7 +25,7 @@ from sightline.workbench.fit.trace import judge_expectations, look_once
 def check(options: CheckOptions) -> int:
     """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config = load_config(options.config, options.overrides, options.plugins)
-    examination = RunExamination(budget_s=BUDGET_S if options.budget is None else options.budget)
+    examination = RunExamination(budget_s=options.budget)
     with show_progress("check", lambda: examination.doing):
         findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
     findings = sort_findings([*findings, *(_judge_first_step(options, config) if config.expect else ())])

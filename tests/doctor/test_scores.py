@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor.evidence import reading
 from sightline.doctor.evidence.programs.averaged import is_self_contained
 from sightline.doctor.examine import list_rules
 from sightline.doctor.score import read_figures
@@ -38,13 +37,6 @@ def remember(model: nn.Module, loader: Any, kept: list[int] = []) -> float:  # n
 OF_SCORES = {rule.code for rule in list_rules() if any("scor" in name for name in rule.reads)}
 OTHERS = tuple({rule.code for rule in list_rules()} - OF_SCORES)
 """Codes without a rule that reads a score."""
-
-
-@pytest.fixture(autouse=True)
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples may take long to read, as they do beside other processes."""
-    monkeypatch.setattr(reading, "_MAX_READ_S", 60.0)
-    monkeypatch.setattr(reading, "_MAX_READING_S", 60.0)
 
 
 def judge(score: Any) -> Any:

@@ -22,6 +22,7 @@ from sightline.contract.errors import UserError
 from sightline.doctor.check import check_module, make_subject
 from sightline.doctor.evidence import MEASUREMENTS, Evidence
 from sightline.doctor.finding import Finding, FindingLocation
+from sightline.instrument.work import WorkCounter
 from sightline.workbench.check.suite import all_rules
 from tests.processes import ROOT
 
@@ -287,7 +288,7 @@ def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
 
 
 class Slow(nn.Module):
-    """Layer whose forward pass takes 20 ms by its own clock."""
+    """Layer whose forward pass takes 20 ms by its own clock, and as many as they are counted."""
 
     now_s = 0.0
 
@@ -305,12 +306,36 @@ def test_a_slow_network_is_asked_as_much_as_one_of_fifteen_milliseconds(
 ) -> None:
     """Of 0.3 s: 20 passes in any case, which is said beforehand; counted by their time these would be 5."""
     monkeypatch.setattr("sightline.doctor.evidence.time", SimpleNamespace(process_time=lambda: Slow.now_s))
+    monkeypatch.setattr(WorkCounter, "nominal_s", 0.02)
     subject = make_subject(Slow(), nn.CrossEntropyLoss(), [BATCH], None)
     with caplog.at_level("INFO", logger="sightline"):
         hasty, patient = (Evidence({"subject": subject}, 0.3, each) for each in (False, True))
         for evidence in (hasty, patient):
             evidence.get("passed")
-            evidence.seconds["gradients"] = 6 * 0.06  # of six passes: the budget is spent
+            evidence.seconds["gradients"] = 0.0  # six passes: the budget is spent
     assert [evidence.affords(["trial"]) for evidence in (hasty, patient)] == [False, True]  # seven passes
     assert not patient.affords(["free"])  # thirty
     assert [record.getMessage() for record in caplog.records if "may take up to" in record.getMessage()]
+
+
+def measure_check(budget_s: float | None, monkeypatch: pytest.MonkeyPatch, *, rate: float = 1.0) -> tuple[float, Any]:
+    """Check a network of 20 ms a pass on a machine of some speed, by a clock that passes alone move."""
+    Slow.now_s = 0.0
+    clock = SimpleNamespace(process_time=lambda: Slow.now_s * rate)
+    for module in ("budget", "evidence"):
+        monkeypatch.setattr(f"sightline.doctor.{module}.time", clock)
+    report = check_module(Slow(), nn.CrossEntropyLoss(), BATCH, budget_s=budget_s)
+    return Slow.now_s * rate, report.examined
+
+
+def test_a_machine_of_half_the_speed_asks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = (measure_check(None, monkeypatch, rate=rate) for rate in (0.01, 20.0))
+    assert fast[1] == slow[1]
+    assert slow[0] > 10  # more than twice the seconds of the budget: they are those of a usual processor
+
+
+@pytest.mark.parametrize("budget_s", [0.2, 0.4])
+def test_a_stated_budget_bounds_the_time(budget_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent_s, examined = measure_check(budget_s, monkeypatch)
+    assert budget_s / 4 < spent_s <= 1.25 * budget_s + 0.06
+    assert [reason for reason in examined.not_judged.values() if "of processor time" in reason]

@@ -37,11 +37,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Measurement:
     """One measurement: an intervention and the response that it reads.
 
-    `passes` is its cost beyond that of what it reads, in passes forward and backward of one batch.
+    `passes` is its cost beyond that of what it reads, in passes forward and backward of one batch, `seconds` that of
+    other work.
     """
 
     name: str
     passes: float
+    seconds: float
     run: Callable[..., Any]
     reads: tuple[str, ...]
 
@@ -50,14 +52,14 @@ MEASUREMENTS: dict[str, tuple[Measurement, ...]] = {}
 """Measurements by the names of their functions: one for each kind of subject that they can be made of."""
 
 
-def measure(*, passes: float = 0.0) -> Callable[[Function], Function]:
+def measure(*, passes: float = 0.0, seconds: float = 0.0) -> Callable[[Function], Function]:
     """Declare a measurement; its function's arguments name what it reads.
 
     Those of one name measure the same of other kinds of subjects, from which they read other things.
     """
 
     def declare(function: Function) -> Function:
-        made = Measurement(function.__name__, passes, function, list_arguments(function))
+        made = Measurement(function.__name__, passes, seconds, function, list_arguments(function))
         others = MEASUREMENTS.get(made.name, ())
         assert all(each.reads != made.reads for each in others), f"two measurements are called '{made.name}'"
         MEASUREMENTS[made.name] = (*others, made)
@@ -81,22 +83,21 @@ def import_all(package: str) -> None:
 class Evidence:
     """Measurements of what is `given`, by name, made on first use, within a budget of processor time.
 
-    With `is_patient`, as many passes as fit into it at 15 ms each are made in any case, so that what is asked does not
-    depend on the size of a network; where these take longer, the time is logged beforehand. With `is_counted`, no clock
-    decides: the price of a pass is what its work takes a usual processor, so that every machine, busy or slow, asks the
-    same.
+    Counts decide what is asked, no clock: `budget_s` are seconds of a usual processor, a pass takes as many as its work
+    does, and every machine, busy or slow, asks the same. With `is_patient`, as many passes as fit into it at 15 ms each
+    are made in any case, so that what is asked does not depend on the size of a network; where these take longer, the
+    time is logged beforehand. Nothing begins that would go on beyond `ends_s` of this process' clock.
     """
 
     given: Mapping[str, Any]
     budget_s: float
     is_patient: bool = False
-    is_counted: bool = False
+    ends_s: float = math.inf
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
     _chosen: dict[str, Measurement | None] = field(default_factory=dict)
     _spent: tuple[int, float] = (0, 0.0)
-    _priced: tuple[int, float] = (-1, 0.0)
-    _counted_s: float = 0.0
+    _nominal_s: float | None = None
 
     def __post_init__(self) -> None:
         import_all(__name__)
@@ -106,6 +107,11 @@ class Evidence:
     def num_known(self) -> int:
         """Number of measurements made so far, and of what is given."""
         return len(self._values)
+
+    @property
+    def gaps(self) -> list[str]:
+        """What measurements left out of what they were to read, in words of the user: `gaps` of their values."""
+        return [gap for value in self._values.values() for gap in getattr(value, "gaps", ())]
 
     def offers(self, names: Iterable[str]) -> bool:
         """Return True if measurements begin from what is given; others are of another kind of subject."""
@@ -143,7 +149,10 @@ class Evidence:
         return self._spent[1]
 
     def affords(self, names: Iterable[str]) -> bool:
-        """Return True for measurements that the rest of the budget affords, as passes have cost so far."""
+        """Return True for measurements that the rest of the budget affords, and that end in time."""
+        names = [*names]
+        if self.ends_s < math.inf and time.process_time() + self._expect_s(names) > self.ends_s:
+            return False
         passes = self.count_passes(names)
         is_early = passes + self._spent_passes <= self._min_passes
         return passes == 0 or is_early or passes * self._pass_s <= self.left_s
@@ -155,30 +164,36 @@ class Evidence:
 
     @property
     def left_s(self) -> float:
-        """Processor time of the budget that is left; counted, that of passes which were not made."""
-        spent_s = self._spent_passes * self._pass_s if self.is_counted else sum(self.seconds.values())
-        return max(self.budget_s - spent_s, 0.0)
+        """Seconds of the budget that are left: those of passes which were not made."""
+        return max(self.budget_s - self._spent_passes * self._pass_s, 0.0)
 
     @property
     def _pass_s(self) -> float:
-        """Processor time of a pass forward and backward: three times that of the first one, forward, or as measured.
+        """Seconds of a pass forward and backward, three times those of the first one, as a usual processor takes them.
 
-        The slowest measurement is left out: the first that needs some part of torch imports it.
+        It is made once more to be counted, where no error of the counting can reach what is measured.
         """
-        if self._priced[0] == len(self.seconds):
-            return self._priced[1]
-        try:
-            if self.offers((_FIRST,)):
-                self.get(_FIRST)
-        except MissingError:
-            return 0.0
-        if self.is_counted:
-            return 3 * self._counted_s
+        if self._nominal_s is None:
+            self._nominal_s = 0.0
+            with contextlib.suppress(MissingError):
+                if self.offers((_FIRST,)):
+                    self.get(_FIRST)
+                    first, work = self._find(_FIRST), WorkCounter()
+                    with work:
+                        counted = attempt(_FIRST, first.run, {name: self.get(name) for name in first.reads})
+                    self._nominal_s = SLOW_S if isinstance(counted, MissingError) else 3 * work.nominal_s
+        return self._nominal_s
+
+    def _expect_s(self, names: Iterable[str]) -> float:
+        """Return the processor time that measurements will take here, as those before them have taken it.
+
+        The slowest one is left out: the first that needs some part of torch imports it.
+        """
         made = [(1.0, 3 * self.seconds.get(_FIRST, 0.0))]
         made += [(p, seconds) for name, seconds in self.seconds.items() if (p := self._find(name).passes)]
         made = sorted(made, key=lambda each: each[1] / each[0])[: max(1, len(made) - 1)]
-        self._priced = len(self.seconds), sum(seconds for _, seconds in made) / sum(passes for passes, _ in made)
-        return self._priced[1]
+        pass_s = sum(seconds for _, seconds in made) / sum(passes for passes, _ in made)
+        return sum([self._find(name).seconds + self._find(name).passes * pass_s for name in names])
 
     def find_open(self, names: Iterable[str]) -> frozenset[str]:
         """Return the measurements among these, and among all that they read, that have not been made."""
@@ -197,16 +212,16 @@ class Evidence:
         except MissingError as missing:
             return missing
         if not self.affords((measurement.name,)):
-            cost_s = measurement.passes * self._pass_s
-            words = f"it would take some {cost_s:.1f} s of processor time, and {self.left_s:.1f} s are left"
+            cost_s, left_s = measurement.passes * self._pass_s, self.left_s
+            if self.ends_s < math.inf:
+                cost_s = max(cost_s, self._expect_s((measurement.name,)))
+                left_s = min(left_s, max(self.ends_s - time.process_time(), 0.0))
+            words = f"it would take some {cost_s:.1f} s of processor time, and {left_s:.1f} s are left"
             return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
-        is_counted = self.is_counted and measurement.name == _FIRST
-        started, work = time.process_time(), WorkCounter()
-        with work if is_counted else contextlib.nullcontext():
-            value = attempt(measurement.name, measurement.run, read)
+        started = time.process_time()
+        value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started
-        self._counted_s = work.nominal_s if is_counted else self._counted_s
-        if measurement.name == _FIRST and 0 < self._min_passes < math.inf:
+        if measurement.name == _FIRST and 0 < self._min_passes < math.inf == self.ends_s:
             self._say_time(measurement, read)
         return value
 

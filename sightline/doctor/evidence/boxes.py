@@ -48,7 +48,7 @@ def sides_in_reads(source: Source) -> list[Sides]:
     """Follow the operators of some reads, which may assign boxes to anchors; each reads the same sides."""
     parts: dict[int, list[Sides]] = {}
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.spread(_NUM_READS)):
+        for index in source.take(source.spread(_NUM_READS)):
             observer = _SidesObserver()
             with record(torch.nn.Module(), operators=observer.note):
                 source.read(index, 0)
@@ -164,7 +164,7 @@ def boxes_on_bands(source: Source) -> OnBands:
     """
     padded = []
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.spread(_NUM_IMAGES)):
+        for index in source.take(source.spread(_NUM_IMAGES)):
             inputs, target = map(list_leaves, source.read(index, 0))
             images = [leaf for leaf in inputs if leaf.ndim == 3 and leaf.shape[0] in (1, 3, 4)]
             boxes = [leaf for leaf in target if leaf.is_floating_point() and leaf.shape[-1:] == (4,)]

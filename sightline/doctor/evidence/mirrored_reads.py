@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from sightline.doctor.form import Batch
 from sightline.doctor.objects import get_state, preserve_generators, set_state
 
 _NUM_DRAWS, _NUM_PAIRS, _NUM_FITTED_PAIRS = 8, 24, 300
-_MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4
+_MIN_READ_PAIRS = 4
 _MIN_LIKENESS, _MAX_LIKENESS = 0.98, 0.9
 _MAX_POINT_ERROR = 0.02
 """Largest distance of a mirrored point from its place, in standard deviations of the cloud."""
@@ -104,18 +103,17 @@ def flips(source: Source) -> list[Flips]:
         found = _find_draws(source, generators, indices)
         order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0)).tolist()
         order = [indices[place] for place in order]
-        seconds = _MAX_CPU_S / max(1, len(found))
         return [
-            Flips(carrier, list(_read_pairs(source, generators, order, carrier, draws, seconds)))
+            Flips(carrier, list(_read_pairs(source, generators, order, carrier, draws)))
             for carrier, draws in found.items()
         ]
 
 
 def _find_draws(source: Source, generators: Sequence[Any], indices: Sequence[int]) -> dict[Carrier, tuple[Draw, Draw]]:
     """Find pairs of draws of which one mirrors what the other reads, in the first sample or in one halfway."""
-    started, found = time.thread_time(), dict[Carrier, tuple[Draw, Draw]]()
-    for index in (indices[0], indices[len(indices) // 2]):
-        if found or time.thread_time() - started > _MAX_CPU_S:
+    found: dict[Carrier, tuple[Draw, Draw]] = {}
+    for index in source.take((indices[0], indices[len(indices) // 2]), least=1):
+        if found:
             break
         reads = []
         for seed in range(_NUM_DRAWS):  # the data set's own generators go on from read to read
@@ -141,18 +139,12 @@ def _read_pairs(
     order: Sequence[int],
     carrier: Carrier,
     draws: tuple[Draw, Draw],
-    seconds: float,
 ) -> Iterator[MirroredPair]:
     """Read pairs; images and maps of hundreds of samples would fill the memory, so little is kept of each."""
-    reducer, spent_s = InputReducer(), 0.0
-    for number, index in enumerate(order):
-        if number >= _MIN_READ_PAIRS and spent_s > seconds:
-            return
-        started = time.thread_time()
+    reducer = InputReducer()
+    for index in source.take(order, least=_MIN_READ_PAIRS):
         first, second = (_read(source, generators, index, draw) for draw in draws)
-        is_flip = _find_carrier(first, second) == carrier
-        spent_s += time.thread_time() - started
-        if is_flip:
+        if _find_carrier(first, second) == carrier:
             inputs = [list_leaves(item.inputs)[carrier.leaf] for item in (first, second)]
             move = _to_image if carrier.is_image else _to_cloud
             one, other = (kept for leaf in inputs if (kept := move(leaf)) is not None)

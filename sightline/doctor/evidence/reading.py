@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
+import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch.utils import data as torch_data
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -27,21 +30,76 @@ from sightline.doctor.subject import Subject
 from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
 
-_MAX_READ_S, _MAX_READING_S = 0.25, 0.5
+_NUM_READ = ((1 << 12, 2000), (1 << 18, 400), (1 << 21, 64), (1 << 24, 16), (math.inf, 4))
+"""Bytes of a sample, and how many samples of that size a measurement reads at most: all machines read the same."""
+_MIN_READ, _MAX_BATCH_BYTES = 4, 1 << 26
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
 _MAX_STORED, _MIN_DRAWN = 2**24, 8
 TORCHS = (torch_data.SequentialSampler, torch_data.RandomSampler, torch_data.WeightedRandomSampler)
 """Samplers of torch that draw samples one by one."""
 _SEED = 11
+Item = TypeVar("Item")
 _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
+
+
+class Reading:
+    """Reading of a program's samples: how many of them, by their bytes, and a clock that ends it.
+
+    Counts decide what is read. A set that is slow is read in smaller numbers, once `MAX_READING_S` of this thread's
+    time, or ten times as much of waiting, are over; `gaps` says what was left out for it.
+    """
+
+    MAX_READING_S = 4.0
+
+    def __init__(self, most_s: float = MAX_READING_S) -> None:
+        self._most_s, self._spent_s, self._waited_s = most_s, 0.0, 0.0
+        self._cut: dict[str, tuple[int, int]] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """True if no more is read than a measurement needs at least."""
+        return self._spent_s > self._most_s or self._waited_s > 10 * self._most_s
+
+    @property
+    def gaps(self) -> list[str]:
+        """What was left out of what was to be read, in one sentence."""
+        left = [f"{most - num:,} of {most:,} {what}" for what, (num, most) in self._cut.items()]
+        return [f"{join_some(left, most=4)}, slow to read"] if left else []
+
+    def take(self, items: Sequence[Item], what: str, *, least: int = _MIN_READ) -> Iterator[Item]:
+        """Yield what is read next; once the reading is over, the `least` of it. `what` they are is said then."""
+        for number, item in enumerate(items):
+            if number >= least and self.is_over:
+                self._note(what, number, len(items))
+                return
+            started, started_waiting = time.thread_time(), time.perf_counter()
+            try:
+                yield item
+            finally:
+                self._spent_s += time.thread_time() - started
+                self._waited_s += time.perf_counter() - started_waiting
+
+    def _note(self, what: str, num: int, most: int) -> None:
+        """Keep the largest part that was left out."""
+        known = self._cut.get(what, (0, 0))
+        self._cut[what] = max(known, (num, most), key=lambda each: each[1] - each[0])
+
+
+@measure()
+def program_reading(subject: Subject) -> Reading:
+    """Begin to read what a program's loaders read."""
+    return Reading()
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data set with an index behind a loader, read in this process."""
+    """Data set with an index behind a loader, read in this process: up to `most` samples by a measurement."""
 
     loader: Any
     form: Form
+    reading: Reading
+    what: str = "samples"
+    most: int = 400
 
     @property
     def size(self) -> int:
@@ -69,16 +127,15 @@ class Source:
 
         Which one is drawn, since a set may be in an order that repeats: at equal distances, some classes never come.
         """
-        count = min(count, self.size)
+        count = min(count, self.size, self.most)
         shares = torch.rand(count, generator=torch.Generator().manual_seed(_SEED)).tolist()
         bounds = [part * self.size // count for part in range(count + 1)] if count else []
         drawn = [low + int(share * (high - low)) for share, low, high in zip(shares, bounds, bounds[1:], strict=False)]
         return [0, *drawn[1:-1], self.size - 1] if count > 1 else drawn
 
-    def iter_timed(self, indices: Sequence[int]) -> Iterator[int]:
-        """Yield the indices until the time for reading is over: of this thread, or of a slow disk ten times as much."""
-        stopwatch = Stopwatch()
-        return itertools.takewhile(lambda _: not stopwatch.is_over(_MAX_READING_S), indices)
+    def take(self, indices: Sequence[int], *, least: int = _MIN_READ) -> Iterator[int]:
+        """Yield the indices, as `Reading.take` does."""
+        return self.reading.take(indices, self.what, least=least)
 
     def generators(self) -> list[Any]:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
@@ -91,10 +148,10 @@ class Source:
         return [spread[number] for number in order]
 
     def collate(self, count: int) -> Batch:
-        """Collate up to `count` drawn samples, as the loader does; fewer, where the time for reading is over."""
+        """Collate up to `count` drawn samples, as the loader does; fewer of a set that is slow to read."""
         with preserve_generators(self.generators()):
             seed_all(_SEED)
-            samples = [self.loader.dataset[index] for index in self.iter_timed(self.draw(count))]
+            samples = [self.loader.dataset[index] for index in self.take(self.draw(count))]
             return self.form.split(self.loader.collate_fn(samples))
 
     def list_samples(self, count: int) -> list[Any]:
@@ -104,18 +161,6 @@ class Source:
             seed_all(_SEED)
             samples.append(self.loader.dataset[index])
         return samples
-
-
-class Stopwatch:
-    """Time of this thread, which programs beside it do not change, and ten times as much with waiting included."""
-
-    def __init__(self) -> None:
-        self._started, self._started_waiting = time.thread_time(), time.perf_counter()
-
-    def is_over(self, seconds: float) -> bool:
-        """Return True if the thread has worked for longer, or has taken ten times as long."""
-        is_late = time.perf_counter() - self._started_waiting > 10 * seconds
-        return is_late or time.thread_time() - self._started > seconds
 
 
 def list_leaves(tree: Any) -> list[Tensor]:
@@ -135,8 +180,8 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
-    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one.
+def open_source(loader: Any, form: Form, reading: Reading, *, lacks: str) -> Source:
+    """Read a sample of a loader's data set, which says how many are read. Raises NotApplicableError without an index.
 
     `lacks` names the argument that is the loader.
     """
@@ -146,25 +191,40 @@ def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
     has_index = getattr(type(data), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__  # which raises
     if isinstance(data, IterableDataset) or not has_index or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
-    source = Source(loader, form)
+    what = "samples of the evaluation" if lacks == "evaluation" else "samples"
+    source = Source(loader, form, reading, what)
     with preserve_generators(source.generators()):
-        stopwatch = Stopwatch()
-        source.read(0, _SEED)
-        if stopwatch.is_over(_MAX_READ_S):
-            raise NotApplicableError("samples that are slow to read")
-    return source
+        sample = next(source.read(index, _SEED) for index in source.take([0]))
+    num_bytes = sum(leaf.nbytes for leaf in list_leaves(sample))
+    return dataclasses.replace(source, most=next(count for size, count in _NUM_READ if num_bytes <= size))
+
+
+def take_batches(batches: Iterable[Any], reading: Reading, *, most: int) -> Iterator[Any]:
+    """Yield batches of a loader, fewer of large ones, and four of those that are slow to read."""
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        return
+    yield first
+    num_bytes = sum(leaf.nbytes for leaf in list_leaves(first))
+    most = max(_MIN_READ, min(most, _MAX_BATCH_BYTES // max(1, num_bytes))) - 1
+    for _ in reading.take(range(most), "batches", least=_MIN_READ - 1):
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 @measure()
-def source(subject: Subject) -> Source:
+def source(subject: Subject, program_reading: Reading) -> Source:
     """Open the data set of the training's loader."""
-    return open_source(subject.loader, subject.form, lacks="loader")
+    return open_source(subject.loader, subject.form, program_reading, lacks="loader")
 
 
 @measure()
-def evaluation_source(subject: Subject) -> Source:
+def evaluation_source(subject: Subject, program_reading: Reading) -> Source:
     """Open the data set of the evaluation's loader."""
-    return open_source(subject.evaluation_loader, subject.form, lacks="evaluation")
+    return open_source(subject.evaluation_loader, subject.form, program_reading, lacks="evaluation")
 
 
 class Reads(NamedTuple):
@@ -183,7 +243,7 @@ class Reads(NamedTuple):
 def reads(source: Source) -> list[Reads]:
     """Read a few samples again and again."""
     generators, result = source.generators(), []
-    for index in source.iter_timed(source.spread(_NUM_ITEMS)):
+    for index in source.take(source.spread(_NUM_ITEMS), least=2):
         source.read(index, _SEED)  # the first read may fill a cache
         before, same = _mark_stored(source.loader.dataset), []
         for _ in range(3):
@@ -299,11 +359,11 @@ def repeated_order(source: Source, epochs: list[list[int]]) -> RepeatedOrder:
 def read_labels(source: Source) -> dict[int, int]:
     """Read the classes of samples. Raises NotApplicableError for targets that are no class.
 
-    They are read in a drawn order: where the time ends first, those that were read are of the whole set.
+    They are read in a drawn order: of a set that is slow, those that were read are of all of its parts.
     """
     labels: dict[int, int] = {}
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.draw(_NUM_LABELS)):
+        for index in source.take(source.draw(_NUM_LABELS)):
             leaves = list_leaves(source.read(index, _SEED).target)
             if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
                 raise NotApplicableError("no class for each sample")
@@ -464,7 +524,8 @@ def split(source: Source, evaluation_source: Source) -> Split:
     keys = []
     for each in (source, evaluation_source):
         with preserve_generators(each.generators()):
-            keys.append([_hash(each.read(i, _SEED).inputs) for i in each.iter_timed(range(min(each.size, 2000)))])
+            indices = each.take(range(min(each.size, each.most)))
+            keys.append([_hash(each.read(index, _SEED).inputs) for index in indices])
     first, second = set(keys[0]), set(keys[1])
     common = first & second
     repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))

@@ -17,7 +17,7 @@ from torch import nn
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import open_source
+from sightline.doctor.evidence.reading import Reading, open_source
 from sightline.doctor.objects import preserve_generators
 from sightline.doctor.score import Portion, Score, Scored, cut_batches, cut_loader
 from sightline.doctor.subject import Subject
@@ -92,11 +92,11 @@ def _is_equal(one: float, other: float) -> bool:
 
 
 @measure(passes=3)
-def scoring(subject: Subject, score: Score | None) -> Scoring:
+def scoring(subject: Subject, score: Score | None, program_reading: Reading) -> Scoring:
     """Call the score with some samples of the evaluation, twice with equal random numbers and once with others."""
     if score is None:
         raise NotApplicableError("no score was given", lacks="score")
-    portion, calls = _cut(subject, score), []
+    portion, calls = _cut(subject, score, program_reading), []
     if portion.num < _MIN_SAMPLES:
         raise NotApplicableError("too few samples in evaluation")
     for seed in (0, 0, 1):
@@ -110,13 +110,13 @@ def scoring(subject: Subject, score: Score | None) -> Scoring:
     return Scoring(score, subject, portion, first, names, fixed)
 
 
-def _cut(subject: Subject, score: Score) -> Portion:
-    """Read some samples of the evaluation, as evenly spread as time allows."""
+def _cut(subject: Subject, score: Score, reading: Reading) -> Portion:
+    """Read some samples of the evaluation, of all parts of it."""
     if isinstance(score.evaluation, list):
         return cut_batches(score.evaluation, most=_NUM_SAMPLES)
-    source, samples = open_source(score.evaluation, subject.form, lacks="evaluation"), []
+    source, samples = open_source(score.evaluation, subject.form, reading, lacks="evaluation"), []
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.spread(_NUM_SAMPLES)):
+        for index in source.take(source.spread(_NUM_SAMPLES), least=_MIN_SAMPLES):
             seed_all(index)
             samples.append(score.evaluation.dataset[index])
     return cut_loader(score.evaluation, source.spread(_NUM_SAMPLES)[: len(samples)], samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,14 +14,14 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import open_source
+from sightline.doctor.evidence.reading import Reading, open_source, take_batches
 from sightline.doctor.evidence.samples import update
 from sightline.doctor.form import Batch
 from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
 from sightline.instrument.work import WorkCounter
 
-_MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
+_MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 1.0, 40, 64
 _MIN_SAMPLES = 16
 
 
@@ -85,12 +84,12 @@ class Gap(NamedTuple):
 
 
 @measure()
-def input_gaps(subject: Subject) -> list[Gap]:
+def input_gaps(subject: Subject, program_reading: Reading) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
         raise NotApplicableError("no evaluation given", lacks="evaluation")
-    pairs = (subject.loader, subject.batches), (subject.evaluation_loader, subject.evaluation)
-    parts = [dict(_describe(_spread(subject, *pair))) for pair in pairs]
+    loaders = (subject.loader, subject.batches, "loader"), (subject.evaluation_loader, subject.evaluation, "evaluation")
+    parts = [dict(_describe(_spread(subject, program_reading, *each))) for each in loaders]
     gaps = []
     for (path, channel), first in parts[0].items():
         second = parts[1].get((path, channel))
@@ -102,12 +101,13 @@ def input_gaps(subject: Subject) -> list[Gap]:
     return gaps
 
 
-def _spread(subject: Subject, loader: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+def _spread(subject: Subject, reading: Reading, loader: Any, batches: Sequence[Batch], name: str) -> Sequence[Batch]:
     """Return samples of all parts of a loader's set: the first of a sorted one are of one class, a sampler may balance.
 
     They are as many as its first batches hold, which are returned where the set has no index.
     """
-    source = attempt("source", open_source, {"loader": loader, "form": subject.form, "lacks": "loader"})
+    words = {"loader": loader, "form": subject.form, "reading": reading, "lacks": name}
+    source = attempt("source", open_source, words)
     if isinstance(source, MissingError) or getattr(source.loader, "batch_size", None) is None:
         return batches
     batch = attempt("source", source.collate, {"count": sum(map(count_samples, batches))})
@@ -149,13 +149,13 @@ class Confusion(NamedTuple):
     evaluation: np.ndarray
 
 
-@measure()
-def confusion(subject: Subject) -> Confusion:
+@measure(seconds=2 * _MAX_TRAIN_S)
+def confusion(subject: Subject, program_reading: Reading) -> Confusion:
     """Train a copy for a counted second, and count its answers for classes of batches kept back and of evaluation."""
     if not subject.evaluation:
         raise NotApplicableError("no evaluation given", lacks="evaluation")
-    training = list(_read(subject, subject.loader, subject.batches))
-    evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
+    training = list(_read(subject, program_reading, subject.loader, subject.batches))
+    evaluation = list(_read(subject, program_reading, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):
         raise NotApplicableError("no classes, or few batches")
     kept = max(1, len(training) // 4)
@@ -172,16 +172,13 @@ def confusion(subject: Subject) -> Confusion:
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 
 
-def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Batch]:
+def _read(subject: Subject, reading: Reading, loader: Any, first: Sequence[Batch]) -> Iterator[Batch]:
     if loader is None:
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
-    end = time.thread_time() + _MAX_READ_S
-    for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
+    for batch in take_batches(iterate(loader), reading, most=_MAX_BATCHES):
         yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
-        if time.thread_time() > end:
-            return
 
 
 def _is_classified(subject: Subject, batch: Batch) -> bool:

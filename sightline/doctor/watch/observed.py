@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
+from sightline.doctor.budget import Budget
 from sightline.doctor.check import assert_copied, examine_subject, holds, name_finding
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
@@ -361,7 +362,7 @@ targets from the inputs."""
 def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Examination:
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
     optimizers = [track.optimizer for track in loop.tracks.values() if holds(track.optimizer, examined.model)]
-    budget_s /= len(loop.models)
+    budget = Budget(budget_s / len(loop.models), is_patient=False)
     form, model = examined.form, examined.model
     assert_copied(model)
     subject = Subject(model, form, [examined.batch], [], optimizers)
@@ -372,7 +373,7 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
         preserve_generators(find_generators(model, form)),
         torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext(),
     ):
-        examination = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s, is_patient=False)
+        examination = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget=budget)
     failures = [finding.measured for finding in examination.findings if finding.code == "first-step"]
     if failures:  # the loop's own step has not failed
         raise NotApplicableError(f"a copy does not repeat it: {failures[0]}")

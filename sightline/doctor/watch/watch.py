@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
+from sightline.doctor.budget import BUDGET_S
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels, name_models
+from sightline.doctor.check import assert_batches, check_module, measure_levels, name_models
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import UserError, assert_workbench_installed
-from sightline.doctor.check import BUDGET_S, check_models, check_module, name_models
+from sightline.doctor.check import check_models, check_module, name_models
 from sightline.doctor.report import Report
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def check(
     one for all, and `optimizer` lists theirs. Samples of a DataLoader's data set are read several times, by this
     process: a set that edits what it stores when it is read does so here, too. `evaluation` is a loader, or batches, of
     what the module is evaluated on. `declared` names codes of findings about a module that are intended; a config has
-    `checks.skip`. `budget_s` is the processor time for relations of the model in seconds, 4 of a module and 3 of a
-    config if it is None. Raises UserError or ConfigError for a subject that cannot be read.
+    `checks.skip`. What is asked is counted, in passes and samples, and the same on a slow machine; `budget_s` allows
+    more or less of it than the usual 4 seconds of a module, or 3 of a config, and bounds its processor time. Raises
+    UserError or ConfigError for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
@@ -58,7 +59,6 @@ def check(
                 "check: several modules need a loader and a step that returns their losses by their names, "
                 "check({'g': g, 'd': d}, step=step, loader=loader, optimizer=[...]); loss= and score= are of one"
             )
-        budget_s = BUDGET_S if budget_s is None else budget_s
         more = {"optimizer": optimizer, "evaluation": evaluation, "declared": declared, "budget_s": budget_s}
         return check_models(name_models(subject, caller="check"), loader, step=step, **more)
     if isinstance(subject, nn.Module):
@@ -68,7 +68,6 @@ def check(
                 "step, check(model, loader=loader, step=step)"
             )
         more = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
-        budget_s = BUDGET_S if budget_s is None else budget_s
         return check_module(subject, loss, loader, declared=declared, budget_s=budget_s, **more)
     if any(each is not None for each in (loss, loader, step, optimizer, evaluation, score)) or declared:
         raise UserError(

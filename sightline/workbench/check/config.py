@@ -11,7 +11,7 @@ from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.plugins import load_plugins
 from sightline.doctor.verdict import Verdict
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.examination import BUDGET_S, CheckReport, RunExamination
+from sightline.workbench.check.examination import CheckReport, RunExamination
 from sightline.workbench.check.suite import check_path
 
 
@@ -35,7 +35,7 @@ def check_config(
         RunFiles(source).check_plugins(loaded)
         source = config_path_of_run(source)
     config = read_config(source, overrides)
-    examination = RunExamination(budget_s=BUDGET_S if budget_s is None else budget_s)
+    examination = RunExamination(budget_s=budget_s)
     findings = check_path(path, config, examination=examination)
     document = examination.to_dict()
     verdict = Verdict(document["verdict"], document["judged"], document["not_judged"])

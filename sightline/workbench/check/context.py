@@ -13,13 +13,14 @@ from torch import nn
 from sightline.config import RunConfig
 from sightline.contract.errors import CheckpointError
 from sightline.contract.types import Batch
+from sightline.doctor.budget import Budget
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.workbench.check.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs
-from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.examination import BUDGET_S, QUICK_BUDGET_S, RunExamination
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -50,6 +51,13 @@ class Context:
     @property
     def config(self) -> RunConfig:
         return self.built.config
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Budget of the relations, which begins when it is first asked for (cached)."""
+        if self.is_quick:
+            return Budget(QUICK_BUDGET_S, is_patient=False)
+        return Budget.allow(self.examination.budget_s, otherwise_s=BUDGET_S)
 
     @cached_property
     def dry_run(self) -> DryRun:

@@ -12,8 +12,8 @@ from sightline.doctor.report import Report
 from sightline.doctor.verdict import Remedy, add_hint, describe_relations, write_verdict
 from sightline.workbench.check.targets.reaching import Reaching
 
-BUDGET_S = 3.0
-"""Processor time for the relations of a run's model."""
+BUDGET_S, QUICK_BUDGET_S = 3.0, 1.5
+"""Seconds of a usual processor for the relations of a run's model, if nobody states others, and before a training."""
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
 """Questions that no rule answers, of any run."""
 TRAINING = Remedy("the steps of the training", "`sightline train` judges its steps itself")
@@ -25,16 +25,16 @@ class RunExamination(Examination):
 
     `gaps` are sentences on what of this run no rule covered. `subject` is being examined now, by the rule that
     `judging` names with its number, for which the work of `describe_work` is done. `budget_s` is the processor time for
-    relations of the model; None is that of the kind of check, which nobody can change. With `is_watched`, the steps of
+    relations of the model that the caller states, who can do so unless it `is_quick`. With `is_watched`, the steps of
     the run are judged while it trains, or were. `reaching` is what reaches its losses.
     """
 
-    gaps: list[str] = field(default_factory=list)
     seconds: float = 0.0
     subject: str = "reads the data and builds the model"
     judging: str = ""
     describe_work: Callable[[], str] = str
     budget_s: float | None = None
+    is_quick: bool = False
     is_watched: bool = False
     reaching: Reaching | None = None
 
@@ -59,7 +59,8 @@ class RunExamination(Examination):
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""
         gaps = [*dict.fromkeys(self.gaps)]
         loop = None if self.is_watched else TRAINING
-        verdict = write_verdict(self, remedies={}, gaps=gaps, loop=loop, budget_s=self.budget_s, budget="--budget ")
+        budget_s = None if self.is_quick else BUDGET_S if self.budget_s is None else self.budget_s
+        verdict = write_verdict(self, remedies={}, gaps=gaps, loop=loop, budget_s=budget_s, budget="--budget ")
         return {
             "seconds": round(self.seconds, 3),
             "verdict": verdict.lines,

@@ -26,7 +26,7 @@ from sightline.workbench.check.sample_statistics import distinct_parts
 
 _NUM_KEYS = 4
 _MAX_READING_S = 4.0
-"""Processor time for two reads of a sample, above which it is not read again: a hundred times what usual ones take."""
+"""Processor time for two reads of a sample, above which no more are read: a hundred times what usual ones take."""
 
 
 class KeyedReads(NamedTuple):
@@ -50,6 +50,7 @@ def keyed_reads(run: Context) -> list[KeyedReads]:
                 with preserve_random_state(), preserve_generators(generators):
                     same.append([(name, dict(batch)) for name, batch in part.reader.batch_stages(key)])
             if time.thread_time() - started > _MAX_READING_S:
+                run.examination.gaps.append(f"repeated reads of the {part.split} part, whose samples are slow to read")
                 break
             with preserve_random_state(), preserve_generators(generators):
                 list(part.reader.batch_stages(key))

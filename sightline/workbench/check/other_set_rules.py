@@ -18,13 +18,12 @@ from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, Finding, FindingLocation
 from sightline.doctor.rules import find_by, rule
 from sightline.engine.run_data import DataSubset, build_transforms
-from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.sample_statistics import count_to_read, evenly_spaced_keys
 
 CODE = "dataset-mismatch"
-_MAX_SECONDS, _MIN_CLOUDS, _MIN_RATIO = 0.5, 3, 5.0  # random scaling reaches 1.5, the next unit is 10 times off
+_MIN_CLOUDS, _MIN_RATIO = 3, 5.0  # random scaling reaches 1.5, the next unit is 10 times off
 _MIN_RATIO_OF_FEW = 50.0
 """Ratio of sizes that a cloud or two have by their unit alone: centimetres or millimetres for metres."""
 
@@ -40,25 +39,21 @@ class CloudSample(NamedTuple):
 def sample_clouds(
     part: DataSubset, config: RunConfig, *, is_training: bool = False, is_quick: bool = False
 ) -> CloudSample:
-    """Measure up to 256 clouds of a part, evenly spread; none if the part has no clouds.
-
-    They are those of a bounded time, and with `is_quick` of a number that their size determines.
-    """
+    """Measure up to 256 clouds of a part, evenly spread, as many as their size determines; none without clouds."""
     reader = BatchReader(part.dataset, build_transforms(config.transforms.evaluate, part.dataset.info.facts))
-    is_ragged, started = "offsets" in reader.keys, compute_seconds()
+    is_ragged = "offsets" in reader.keys
     sizes: list[float] = []
     most = 0
     reader = part.reader if is_training and not is_ragged else reader
     chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed) if "points" in reader.keys else iter(())
     for keys in (keys for chunk in chunks for keys in ([[key] for key in chunk] if is_ragged else [chunk])):
-        is_over = len(sizes) >= most if is_quick else compute_seconds() - started > _MAX_SECONDS
-        if sizes and is_over:
+        if sizes and len(sizes) >= most:
             break
         batch = attempt("reading", partial(reader, keys), {})
         if isinstance(batch, MissingError):
             break  # `first-step` reports it
         clouds = _split_clouds(batch)
-        most = count_to_read(sum(cloud.nbytes for cloud in clouds) // max(1, len(clouds)), is_quick=True)
+        most = count_to_read(sum(cloud.nbytes for cloud in clouds) // max(1, len(clouds)), is_quick=is_quick)
         sizes += [float(cloud.var(axis=0).sum() ** 0.5) for cloud in clouds if np.isfinite(cloud).all()]
     return CloudSample(part.dataset.info, f"{config.data.name}/{part.split}", tuple(sizes))
 

@@ -32,13 +32,10 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.run_data import DataSubset
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
-from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 from sightline.workbench.check.targets.chance import measure_chances
 from sightline.workbench.check.trained_record import make_trained_record
 
-_QUICK_BUDGET_S = 1.5
-"""Counted time of the relations with which a training starts. They take about a third of it: few run a whole pass."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
@@ -93,16 +90,13 @@ def examine_relations(context: Context) -> list[Finding]:
     if isinstance(subject.form, CalledForm) and isinstance(loss := subject.form.loss, RunLoss):
         context.examination.note_work(lambda: f"{loss.num_calls} losses computed")
     skipped = {*context.config.checks.skip}
-    declared, is_quick = skipped | _JUDGED_OTHERWISE, context.is_quick
-    budget_s = _get_budget_s(context)
     examination = examine_subject(
         subject,
-        declared=declared,
-        budget_s=budget_s,
-        is_patient=not is_quick,
-        is_counted=is_quick,
+        declared=skipped | _JUDGED_OTHERWISE,
+        budget=context.budget,
         progress=context.examination.note_rule,
     )
+    context.examination.gaps += examination.gaps
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -117,22 +111,13 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        is_quick = context.is_quick
-        budget_s = _get_budget_s(context) / (3 if is_quick else 2)
-        examination = examine_subject(
-            subject, declared=declared, budget_s=budget_s, is_patient=not is_quick, is_counted=is_quick, term=term
-        )
+        budget = context.budget.divide(3 if context.is_quick else 2)[0]
+        examination = examine_subject(subject, declared=declared, budget=budget, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
     context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
     return found
-
-
-def _get_budget_s(context: Context) -> float:
-    """Return the processor time that the caller allows, or that of the kind of check."""
-    allowed_s = context.examination.budget_s
-    return (_QUICK_BUDGET_S if context.is_quick else BUDGET_S) if allowed_s is None else allowed_s
 
 
 def _get_module(rule: Rule) -> str:

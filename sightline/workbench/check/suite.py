@@ -106,6 +106,7 @@ def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:
             known = {cause for finding in findings if finding.severity != "note" for cause in finding.causes}
             findings += [each for each in examine_relations(context) if known.isdisjoint(each.causes)]
     whole.reaching = vars(context).get("reaching")
+    whole.is_quick = context.is_quick
     whole.is_watched = context.is_quick or context.trained is not None
     whole.gaps += _list_gaps(context, is_deep=is_deep)
     whole.findings = merge_findings(join_parts(gather_findings(findings, context.world)))
