@@ -12,6 +12,9 @@ import torch
 from sightline.contract.errors import summarise_error
 from sightline.instrument.random_state import preserve_random_state, seed_all
 
+UNASKED = ("apply", "left")
+"""Kinds of missing evidence of which a question was not asked."""
+
 
 class NotApplicableError(Exception):
     """A question that this subject does not have, with the reason in a few words: `no labels of classes`.
@@ -24,15 +27,19 @@ class NotApplicableError(Exception):
         self.lacks = lacks
 
 
+class LeftOutError(NotApplicableError):
+    """A question that this subject has, and that was left out: of too few samples, or of what does not repeat."""
+
+
 class MissingError(Exception):
-    """Evidence that is missing: it does not `apply`, it `failed`, or it would have `cost` more than the budget.
+    """Evidence that is missing: it does not `apply`, was `left` out, `failed`, or would have `cost` more than allowed.
 
     `reason` says why in words of the user, `source` is what was asked; as text, both. `cost_s` is what was too much.
     """
 
     def __init__(
         self,
-        kind: Literal["apply", "failed", "cost"],
+        kind: Literal["apply", "left", "failed", "cost"],
         reason: str,
         *,
         source: str = "",
@@ -45,6 +52,11 @@ class MissingError(Exception):
         self.source = source
         self.lacks = lacks
         self.cost_s = cost_s
+
+    @property
+    def is_unasked(self) -> bool:
+        """True for a question that was not asked, which is no fault."""
+        return self.kind in UNASKED
 
 
 class _OwnWork(threading.local):
@@ -108,7 +120,8 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return run(*arguments)
     except NotApplicableError as reason:
-        return MissingError("apply", str(reason), lacks=reason.lacks)
+        kind: Any = "left" if isinstance(reason, LeftOutError) else "apply"
+        return MissingError(kind, str(reason), lacks=reason.lacks)
     except MissingError as known:
         return known
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict

@@ -18,7 +18,7 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.pytree import tree_children, tree_map
 from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
-from sightline.doctor.budget import BUDGET_S, Budget
+from sightline.doctor.budget import BUDGET_S, USUAL, Budget
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
@@ -256,7 +256,7 @@ def examine_subject(
     subject: Subject,
     *,
     declared: Collection[str] = (),
-    budget: Budget,
+    budget: Budget = USUAL,
     progress: Callable[[int, int, str], None] = lambda done, total, code: None,
     **more: Any,
 ) -> Examination:
@@ -325,7 +325,7 @@ def _split(batches: Iterable[Any], form: Form, model: nn.Module) -> list[Batch]:
     """Divide batches; those in which a step calls its model otherwise are left out."""
     divided = [attempt("batch", form.split, {"batch": move(batch, model)}) for batch in batches]
     for each in divided:
-        if isinstance(each, MissingError) and each.kind != "apply":
+        if isinstance(each, MissingError) and not each.is_unasked:
             raise each.__cause__ or each
     return [each for each in divided if not isinstance(each, MissingError)]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sightline.contract.errors import UserError
-from sightline.doctor.attempts import MissingError, attempt, series_of_attempts
+from sightline.doctor.attempts import UNASKED, MissingError, attempt, series_of_attempts
 from sightline.doctor.evidence import Evidence, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import RULES, Rule
 
-Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
+Outcome = Literal["held", "broken", "apply", "left", "failed", "cost", "declared"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def examine(
 
 def examine_section(examination: Examination, evidence: Evidence) -> None:
     """Judge a section of a subject by the rules that did not apply to what was examined before it."""
-    rules = [judgement.rule for judgement in examination.judgements if judgement.outcome == "apply"]
+    rules = [judgement.rule for judgement in examination.judgements if judgement.outcome in UNASKED]
     examined = examine(evidence, rules=rules)
-    judged = [each for each in examined.judgements if each.outcome != "apply"]
+    judged = [each for each in examined.judgements if each.outcome not in UNASKED]
     known = {each.rule.judge: each for each in judged}
     examination.judgements = [known.get(each.rule.judge, each) for each in examination.judgements]
     examination.gaps = [*dict.fromkeys([*examination.gaps, *examined.gaps])]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_children
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 
 
 class Batch(NamedTuple):
@@ -301,11 +301,11 @@ class UnknownForm(Form):
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Raise NotApplicableError."""
-        raise NotApplicableError("how the program calls its model is not known", lacks="step")
+        raise LeftOutError("how the program calls its model is not known", lacks="step")
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Raise NotApplicableError."""
-        raise NotApplicableError("how the program calls its model is not known", lacks="step")
+        raise LeftOutError("how the program calls its model is not known", lacks="step")
 
 
 def get_forward(model: nn.Module) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_children, tree_leaves, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_first_rows, fit_rows, list_sizes
 from sightline.doctor.form import Batch, Form, Held, describe, hold, map_held, release, standing_in
 from sightline.doctor.objects import (
@@ -305,7 +305,7 @@ def _divide(
     value = float(observed.value.detach())
     again = evaluate(form.recorded_target)
     if abs(again - value) > _ROUNDING * max(abs(value), 1e-6):
-        raise NotApplicableError("a step that reads more than the model's outputs")
+        raise LeftOutError("a step that reads more than the model's outputs")
     for place in places:  # what the model alone reads is no target
         is_read = any(source == place or source.startswith(f"{place}.") or not place for source in read)
         others = tuple(other for other in form.places if other != place)
@@ -482,7 +482,7 @@ class StepForm(Form):
         except _EndOfCalls:
             pass
         if len(made) < len(self.calls):
-            raise NotApplicableError("a step that calls the model more often for some batches")
+            raise LeftOutError("a step that calls the model more often for some batches")
         pairs = zip(self.calls, made, strict=False)
         inputs = _join([_pack(*arguments) for call, arguments in pairs if not call.is_held])
         target = self._join_target(batch, provenance.derived)
@@ -493,7 +493,7 @@ class StepForm(Form):
         entries = {place: get_part(batch, place) for place in self.places}
         entries |= {str(part): derived[part].detach() for part in self.derived if part in derived}
         if len(entries) < len(self.places) + len(self.derived):
-            raise NotApplicableError("a step that computes its target otherwise for some batches")
+            raise LeftOutError("a step that computes its target otherwise for some batches")
         return next(iter(entries.values())) if len(entries) == 1 else entries or ()
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
@@ -514,7 +514,7 @@ class StepForm(Form):
         def answer(*args: Any, **kwargs: Any) -> Any:
             nonlocal num_answered
             if num_answered == len(answers):
-                raise NotApplicableError("a step that calls the model more often for some batches")
+                raise LeftOutError("a step that calls the model more often for some batches")
             num_answered += 1
             provenance.name(answers[num_answered - 1], num_answered)
             return answers[num_answered - 1]
@@ -526,7 +526,7 @@ class StepForm(Form):
         with copies, self.company.drawing_again(), _calling(model, answer), following:
             value = self.loss(batch).reshape(())
         if not provenance.derived.keys() >= derived.keys():
-            raise NotApplicableError("a step that computes its target otherwise for some batches")
+            raise LeftOutError("a step that computes its target otherwise for some batches")
         return value
 
     def to_double(self) -> StepForm:

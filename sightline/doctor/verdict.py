@@ -1,19 +1,19 @@
 """Verdict of an examination in three lines: what held, what was not judged, and what a caller can do about it.
 
-Which relation was not judged, and why, is kept by the code of its rule, for whoever asks for all of it.
+Which relation was not judged, and why, is kept for whoever asks for all of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sightline.contract.errors import join_some
 from sightline.doctor.examine import Examination, Judgement
 
-_MAX_GAPS = 3
+_MAX_GAPS, _MAX_REASONS = 3, 2
 _BUDGET_STEP_S = 5
 
 
@@ -46,7 +46,10 @@ LOOP = Remedy("the steps of your loop", "to judge the loop, put `with sightline.
 
 @dataclass(frozen=True)
 class Verdict:
-    """Three lines, none if nothing was judged or left out; codes that were judged, and others with the reason."""
+    """Three lines, none if nothing was judged or left out; relations that were judged, and others with the reason.
+
+    A relation is the code of a rule with what holds: a code may have several.
+    """
 
     lines: Sequence[str] = ()
     judged: Sequence[str] = ()
@@ -72,10 +75,11 @@ def write_verdict(
     while a loop ran; before one, `loop` says what judges its steps. `budget_s` is the processor time that the caller
     allowed, if he can allow more, by `budget`.
     """
-    missing = [each for each in examination.judgements if each.outcome in ("apply", "failed", "cost")]
+    missing = [each for each in examination.judgements if each.outcome in ("apply", "left", "failed", "cost")]
     lacking = {each.missing.lacks for each in missing if each.missing is not None} | {*lacks}
     wanted = [remedy for name, remedy in remedies.items() if name in lacking]
     unlike = sum(each.outcome == "apply" and not _is_in(each, remedies) for each in missing)
+    left = Counter(each.reason for each in missing if each.outcome == "left" and not _is_in(each, remedies))
     late = [each for each in missing if each.outcome == "cost"]
     failed = Counter(each.reason for each in missing if each.outcome == "failed")
     is_unable = any(each.rule.code == "first-step" for each in examination.judgements if each.outcome == "broken")
@@ -85,6 +89,7 @@ def write_verdict(
         *((loop.topic,) if loop is not None else ()),
         *(remedy.topic for remedy in wanted),
         *((join_some([*gaps], most=_MAX_GAPS),) if gaps else ()),
+        *_describe_left(left),
         *((f"{_count(len(late))} for want of time",) if late else ()),
         *(f"{_count(number)} that ended in {reason.rstrip('.')}" for reason, number in failed.most_common(1)),
         *((f"{_count(sum(failed.values()) - max(failed.values()))} that ended otherwise",) if len(failed) > 1 else ()),
@@ -108,17 +113,26 @@ def write_verdict(
         f"  not judged: {', '.join(topics) or 'nothing'}",
         f"  {'; '.join(steps) or 'no argument would judge more'}",
     ]
-    judged = dict.fromkeys(each.rule.code for each in examination.judgements if each.outcome in ("held", "broken"))
-    reasons = {each.rule.code: each.reason for each in examination.judgements if each.rule.code not in judged}
+    judged = {each.rule.relation for each in examination.judgements if each.outcome in ("held", "broken")}
+    reasons = {each.rule.relation: each.reason for each in examination.judgements if each.rule.relation not in judged}
     return Verdict(lines if examination.judgements or gaps else (), sorted(judged), dict(sorted(reasons.items())))
 
 
 def describe_relations(judged: Iterable[str], not_judged: Mapping[str, str]) -> list[str]:
-    """List the codes that were judged, in one line, then each other one with the reason."""
+    """List the relations that were judged, one a line, then each other one with the reason."""
     return [
-        f"  judged: {', '.join(judged) or 'nothing'}",
-        *(f"  {code} was not judged: {reason}" for code, reason in not_judged.items()),
+        *(f"  judged: {relation}" for relation in judged),
+        *(f"  not judged: {relation} ({reason})" for relation, reason in not_judged.items()),
     ]
+
+
+def _describe_left(left: Counter[str]) -> Iterator[str]:
+    """Say how many relations were left out, and why: the reasons of most of them."""
+    reasons = [reason for reason, _ in left.most_common()]
+    if reasons:
+        more = [f"and {len(reasons) - _MAX_REASONS} other reasons"] if len(reasons) > _MAX_REASONS + 1 else []
+        shown = reasons if not more else [*reasons[:_MAX_REASONS], *more]
+        yield f"{_count(left.total())} left out ({'; '.join(shown)})"
 
 
 def add_hint(lines: Sequence[str], call: str) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
 from sightline.doctor.objects import iter_reachable
@@ -24,7 +24,7 @@ _FAR = 3.0
 def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
     """Leaves of the outputs' graph that want a gradient, and are neither parameters nor inputs, by their paths."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
-        raise NotApplicableError("torch.jit runs the model")
+        raise LeftOutError("torch.jit runs the model")
     roots = [tensor.grad_fn for _, tensor in tree_leaves(passed.outputs)]
     leaves = {id(node.variable): node.variable for node in iter_nodes(roots) if hasattr(node, "variable")}
     for known in (*passed.parameters.values(), *(tensor for _, tensor in tree_leaves(passed.inputs))):

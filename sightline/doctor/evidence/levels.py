@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, is_float, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import set_gradients, value_of
 from sightline.doctor.form import Batch
@@ -123,14 +123,14 @@ def find_levels(free_loss: FreeLoss, *others: FreeLoss) -> Levels:
     """
     batches = (free_loss, *others)
     if not free_loss.outputs:
-        raise NotApplicableError("the loss is not a function of outputs")
+        raise LeftOutError("the loss is not a function of outputs")
     with torch.no_grad():
         start, zero = (
             math.fsum(float(b.compute({p: by * t for p, t in b.outputs.items()})) for b in batches) / len(batches)
             for by in (1.0, 0.0)
         )
     if not math.isfinite(start):
-        raise NotApplicableError("a loss that is not finite")
+        raise LeftOutError("a loss that is not finite")
     of_batches = [_average_channels(each) for each in batches]
     if any({p: t.shape for p, t in m.items()} != {p: t.shape for p, t in of_batches[0].items()} for m in of_batches):
         raise NotApplicableError("batches of other channels")

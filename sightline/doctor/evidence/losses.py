@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.autograd_graph import last_operation
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Slope
@@ -49,12 +49,12 @@ def slopes(subject: Subject, passed: Pass) -> list[Slope]:
     outputs = {path: t.detach().clone().requires_grad_() for path, t in dense_leaves(passed.outputs) if t.requires_grad}
     value = value_of(subject, passed, dict(outputs))
     if not outputs or not value.requires_grad:
-        raise NotApplicableError("the loss is not a function of outputs")
+        raise LeftOutError("the loss is not a function of outputs")
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     pairs = zip(outputs.items(), gradients, strict=True)
     found = [Slope(path, output.detach(), gradient) for (path, output), gradient in pairs if gradient is not None]
     if not found:
-        raise NotApplicableError("the loss is not a function of outputs")
+        raise LeftOutError("the loss is not a function of outputs")
     return found
 
 
@@ -126,16 +126,17 @@ class Labelled(NamedTuple):
 @measure()
 def labelled(passed: Pass, slopes: list[Slope]) -> list[Labelled]:
     """Find which labels of the target belong to which output, and how the loss shifts them."""
-    found = []
+    found, num_few = [], 0
     for slope in slopes:
-        candidates = [
-            each
-            for path, target in dense_leaves(passed.batch.target)
-            for each in _list_candidates(slope, path, target)
-            if each.is_counted.sum() >= _MIN_PLACES and len(each.labels.unique()) > 1
+        of_output = [
+            each for path, target in dense_leaves(passed.batch.target) for each in _list_candidates(slope, path, target)
         ]
+        candidates = [e for e in of_output if e.is_counted.sum() >= _MIN_PLACES and len(e.labels.unique()) > 1]
+        num_few += len(of_output) - len(candidates)
         if candidates:
             found.append(max(candidates, key=lambda each: max(each.agreement)))
+    if not found and num_few:
+        raise LeftOutError(f"fewer than {_MIN_PLACES} labels in the first batch, or one class alone")
     if not found:
         raise NotApplicableError("no labels of classes")
     return found
@@ -302,7 +303,7 @@ def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
         except (RuntimeError, ValueError) as error:
             if not values:
                 raise
-            raise NotApplicableError("the loss refuses outputs beyond their range, as of shares") from error
+            raise LeftOutError("the loss refuses outputs beyond their range, as of shares") from error
         values.append(float(value))
         if not value.requires_grad or not math.isfinite(values[-1]):
             break
@@ -476,7 +477,7 @@ def best_numbers(
 ) -> list[tuple[str, Tensor, Tensor, float, float]]:
     """Best free outputs beside the target of their shape, flat, where both count; the loss at the target, and there."""
     if not free.is_converged:
-        raise NotApplicableError("best free outputs not reached")
+        raise LeftOutError("best free outputs not reached")
     found = []
     for slope in slopes:
         for _, target in dense_leaves(passed.batch.target):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.mirrors import Correction, InputReducer, MirroredSamples, Reduced, find_correction
 from sightline.doctor.evidence.reading import Source, list_leaves, to_bytes
@@ -120,7 +120,7 @@ def _find_draws(source: Source, generators: Sequence[Any], indices: Sequence[int
             draw = Draw(seed, tuple(map(get_state, generators)))
             reads.append((draw, _read(source, generators, index, draw)))
         if to_bytes(_read(source, generators, index, reads[0][0])) != to_bytes(reads[0][1]):
-            raise NotApplicableError("reads that differ with the same random numbers")
+            raise LeftOutError("reads that differ with the same random numbers")
         for (first, item), (second, other) in itertools.combinations(reads, 2):
             if (carrier := _find_carrier(item, other)) is not None:
                 found.setdefault(carrier, (first, second))

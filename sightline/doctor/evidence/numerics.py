@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.levels import promote
@@ -34,7 +34,7 @@ _STEPS = (1e-5, 1e-4)
 def is_finite(passed: Pass) -> bool:
     """Ask whether the loss of finite inputs is finite."""
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in dense_leaves(passed.batch.inputs)):
-        raise NotApplicableError("inputs are not finite")
+        raise LeftOutError("inputs are not finite")
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
     return bool(passed.value.isfinite())
@@ -99,12 +99,12 @@ def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimi
     """Copy the model and its only optimiser, which steps the copy."""
     if len(subject.optimizers) != 1:
         if subject.optimizers:
-            raise NotApplicableError("several optimizers")
+            raise LeftOutError("several optimizers")
         raise NotApplicableError("no optimizer was given", lacks="optimizer")
     if isinstance(subject.optimizers[0], torch.optim.LBFGS):
-        raise NotApplicableError("an optimizer that asks for a closure")
+        raise LeftOutError("an optimizer that asks for a closure")
     if not hasattr(subject.optimizers[0], "_optimizer_step_pre_hooks"):  # a copy would patch the step of its class
-        raise NotApplicableError("an optimizer that torch has not initialised")
+        raise LeftOutError("an optimizer that torch has not initialised")
     model = subject.copy("train")
     own = subject.optimizers[0]
     memo: dict[int, Any] = {id(o): new for o, new in zip(subject.model.parameters(), model.parameters(), strict=True)}

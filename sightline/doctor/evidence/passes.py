@@ -28,7 +28,7 @@ def passed(subject: Subject) -> Pass:
 def first_failure(subject: Subject) -> str:
     """Run the first batch once more; return the error that ends the pass, or ""."""
     failed = attempt("the first batch", passed, {"subject": subject})
-    if isinstance(failed, MissingError) and failed.kind == "apply":
+    if isinstance(failed, MissingError) and failed.is_unasked:
         raise failed
     return str(failed) if isinstance(failed, MissingError) else ""
 

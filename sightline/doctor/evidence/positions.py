@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch
 from sightline.doctor.subject import Subject, count_samples, replace_leaf, take_rows
@@ -62,7 +62,7 @@ def neighbours(subject: Subject) -> list[Reach]:
     if any(_numbers_samples(t, count) for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows are points or nodes of numbered samples")
     if not subject.form.is_divided:
-        raise NotApplicableError("inputs and target are not divided")
+        raise LeftOutError("inputs and target are not divided")
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes of one graph")
     model, half = _probe(subject), count // 2

@@ -21,7 +21,7 @@ from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
@@ -272,7 +272,7 @@ def _mark_stored(dataset: Any) -> dict[str, Any]:
 def numbers_after_reads(source: Source) -> dict[str, set[Any]]:
     """Draw a number of each global generator after reads of three samples, from two seeds each."""
     if source.size < 3:
-        raise NotApplicableError("fewer than three samples")
+        raise LeftOutError("fewer than three samples")
     followed: dict[str, set[Any]] = {}
     with preserve_generators(source.generators()):
         for index, seed in itertools.product(source.spread(3), (_SEED, _SEED + 1)):
@@ -560,7 +560,7 @@ def find_shared_set(one: Any, other: Any) -> SharedSet:
 
 def _hash(inputs: Any) -> int:
     if sum(leaf.numel() for leaf in list_leaves(inputs)) < 4:
-        raise NotApplicableError("inputs of too few numbers")
+        raise LeftOutError("inputs of too few numbers")
     return hash(to_bytes(inputs))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.statistics import Confusion
@@ -110,7 +110,7 @@ def curves(trace: Trace) -> list[list[float]]:
     read = [series.read() for series in trace.losses.values() if len(series.kept) >= _MIN_CURVE]
     finite = [curve for curve in read if all(map(math.isfinite, curve))]
     if not finite:
-        raise NotApplicableError(f"fewer than {_MIN_CURVE} losses of a line")
+        raise LeftOutError(f"fewer than {_MIN_CURVE} losses of a line")
     return finite
 
 
@@ -138,7 +138,7 @@ def plateau(loss_curve: Sequence[tuple[int, float]]) -> Plateau:
     last = loss_curve[-1][0] if loss_curve else 0
     late = [(step, value) for step, value in loss_curve if step >= last / 3]
     if last < _MIN_STILL or len(late) < _MIN_POINTS or not all(math.isfinite(value) for _, value in late):
-        raise NotApplicableError(f"fewer than {_MIN_STILL} finite losses")
+        raise LeftOutError(f"fewer than {_MIN_STILL} finite losses")
     halves = [[value for _, value in part] for part in (late[: len(late) // 2], late[len(late) // 2 :])]
     means = [statistics.fmean(half) for half in halves]
     noise = math.hypot(*(statistics.pstdev(half) / math.sqrt(len(half)) for half in halves))
@@ -182,7 +182,7 @@ def evaluated_share(trace: Trace) -> tuple[float, int, bool]:
         raise NotApplicableError("no samples of training and evaluation")
     evaluated = [digest for batch in trace.evaluated for digest in batch.digests]
     if len(evaluated) < _MIN_ROWS or len(set(evaluated)) < _MIN_UNIQUE * min(len(evaluated), _MIN_ROWS * 4):
-        raise NotApplicableError("too few unlike samples evaluated")
+        raise LeftOutError("too few unlike samples evaluated")
     rows, sets = set(evaluated), {batch.data for batch in trace.evaluated} - {0}
     share = sum(digest in trained for digest in rows) / len(rows)
     return share, len(rows), bool(sets) and not sets & trace.trained_sets

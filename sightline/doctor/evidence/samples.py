@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
@@ -29,7 +29,9 @@ MIN_Z = 2.5
 def num_samples(passed: Pass, slopes: list[Slope]) -> int:
     """Count the samples of a batch whose tensors all have a row for each."""
     num = count_samples(passed.batch)
-    if num < 3 or any(slope.output.ndim == 0 or len(slope.output) != num for slope in slopes):
+    if 0 < num < 3:
+        raise LeftOutError("fewer than three samples in a batch")
+    if not num or any(slope.output.ndim == 0 or len(slope.output) != num for slope in slopes):
         raise NotApplicableError("batches without a row for each sample")
     return num
 
@@ -258,7 +260,7 @@ class Taught(NamedTuple):
 def batches_to_teach(subject: Subject, num_samples: int) -> list[Batch]:
     """List the batches, if there are at least two of 16 samples."""
     if len(subject.batches) < 2 or min(map(count_samples, subject.batches)) < 16:
-        raise NotApplicableError("fewer than two batches of 16 samples")
+        raise LeftOutError("fewer than two batches of 16 samples")
     return list(subject.batches)
 
 
@@ -299,7 +301,7 @@ def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
         targets = _exchange(batch.target, count_samples(batch))
         own, *exchanged = (float(subject.evaluate(model, outputs, target)) for target in targets)
     if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
-        raise NotApplicableError("the loss reads no order of targets")
+        raise LeftOutError("the loss reads no order of targets")
     spread = torch.tensor(exchanged).double()
     return Told(own, float(spread.mean()), float(spread.std()))
 
@@ -322,7 +324,7 @@ def _teach(subject: Subject, batches: Sequence[Batch]) -> tuple[nn.Module, list[
         update(optimizer, value)
         values.append(float(value))
     if not all(map(math.isfinite, values)):
-        raise NotApplicableError("training a copy was not finite")
+        raise LeftOutError("training a copy was not finite")
     return model, values
 
 

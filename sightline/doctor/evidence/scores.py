@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.reading import Reading, open_source
 from sightline.doctor.objects import preserve_generators
@@ -98,14 +98,14 @@ def scoring(subject: Subject, score: Score | None, program_reading: Reading) -> 
         raise NotApplicableError("no score was given", lacks="score")
     portion, calls = _cut(subject, score, program_reading), []
     if portion.num < _MIN_SAMPLES:
-        raise NotApplicableError("too few samples in evaluation")
+        raise LeftOutError("too few samples in evaluation")
     for seed in (0, 0, 1):
         with score.preserved():
             calls.append(score.ask(subject.copy("eval"), portion.load(portion.num // 2), seed=seed))
     first, *others = calls
     names = [name for name in first.figures if not list_differences(first, others[0], [name])]
     if not names:
-        raise NotApplicableError("a score that is another in each of two equal calls")
+        raise LeftOutError("a score that is another in each of two equal calls")
     fixed = [name for name in names if not list_differences(first, others[1], [name])]
     return Scoring(score, subject, portion, first, names, fixed)
 
@@ -148,7 +148,7 @@ def score_cuts(scoring: Scoring) -> Cuts:
     """Call the score with the same samples in other batches."""
     portion, sizes = scoring.portion, (scoring.portion.num // 2, scoring.portion.num // 4)
     if not scoring.fixed:
-        raise NotApplicableError("a score that depends on random numbers")
+        raise LeftOutError("a score that depends on random numbers")
     if not portion.is_cut:
         raise NotApplicableError("an evaluation of one batch")
     halves, quarters, uneven = (
@@ -156,7 +156,7 @@ def score_cuts(scoring: Scoring) -> Cuts:
         for size in (*sizes, (portion.num // 2 - 1) * portion.ends_short)
     )
     if any(_reads_a_part(*calls) for calls in zip(halves, quarters, strict=True)):
-        raise NotApplicableError("a score of the first batches alone")
+        raise LeftOutError("a score of the first batches alone")
     lacks_last = all(
         each.num_rows == portion.num - size
         for size, calls in zip(sizes, (halves, quarters), strict=True)
@@ -170,7 +170,7 @@ def score_cuts(scoring: Scoring) -> Cuts:
 def score_orders(scoring: Scoring, score_cuts: Cuts) -> list[Difference]:
     """Call the score with the same samples in the opposite order."""
     if score_cuts.equal:
-        raise NotApplicableError("a score that depends on its batches")
+        raise LeftOutError("a score that depends on its batches")
     loaders = scoring.load(), scoring.portion.load(scoring.portion.num // 2, is_reversed=True)
     return scoring.compare(tuple(scoring.ask(loader, share) for loader in loaders) for share in _SHARES)  # type: ignore[misc]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.numerics import copy_with_optimizer
 from sightline.doctor.evidence.passes import Repeat
@@ -34,7 +34,7 @@ class Restored(NamedTuple):
 def restored(subject: Subject, repeats: dict[str, Repeat]) -> Restored:
     """Run a copy in training mode, load its state dict into an unused copy, and compare both in evaluation mode."""
     if not _is_equal(repeats["eval"].first, repeats["eval"].again):
-        raise NotApplicableError("evaluation does not repeat")
+        raise LeftOutError("evaluation does not repeat")
     used, other = subject.copy("train"), subject.copy("train")
     seed_all(0)
     with torch.no_grad():

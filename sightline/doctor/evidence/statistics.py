@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.reading import Reading, open_source, take_batches
 from sightline.doctor.evidence.samples import update
@@ -97,7 +97,7 @@ def input_gaps(subject: Subject, program_reading: Reading) -> list[Gap]:
             continue
         gaps.append(_compare(path, channel, first, second))
     if not gaps:
-        raise NotApplicableError("too few samples in evaluation")
+        raise LeftOutError("too few samples in evaluation")
     return gaps
 
 
@@ -157,7 +157,7 @@ def confusion(subject: Subject, program_reading: Reading) -> Confusion:
     training = list(_read(subject, program_reading, subject.loader, subject.batches))
     evaluation = list(_read(subject, program_reading, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):
-        raise NotApplicableError("no classes, or few batches")
+        raise LeftOutError("no classes, or few batches")
     kept = max(1, len(training) // 4)
     model = subject.copy("train")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)

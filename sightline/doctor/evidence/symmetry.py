@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.form import get_signature
@@ -173,7 +173,7 @@ def _run(
     if any(
         not torch.equal(value, still.reseeded[path]) for path, value in still.first.items() if path in still.reseeded
     ):
-        raise NotApplicableError("outputs of evaluation that depend on random numbers")
+        raise LeftOutError("outputs of evaluation that depend on random numbers")
     rows: list[Rows] = []
 
     def note(call: ModuleCall, module: nn.Module, *values: Any) -> None:

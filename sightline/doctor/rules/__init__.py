@@ -39,6 +39,11 @@ class Rule:
         module, function = self.judge.__module__.removeprefix("sightline."), self.judge.__name__
         return f"{module}.{self.code if function == '<lambda>' else function}"
 
+    @property
+    def relation(self) -> str:
+        """Code with what holds, in words of the user: `attention: padded places do not reach outputs of true ones`."""
+        return f"{self.code}: {self.holds}"
+
     def find(self, **evidence: Any) -> Iterator[Finding]:
         """Yield the findings of the rule."""
         faults = self.judge(**evidence)

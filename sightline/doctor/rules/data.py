@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence.reading import (
     TORCHS,
     Padded,
@@ -195,7 +195,7 @@ def sorted_labels(read_classes: ReadClasses) -> Fault | None:
     if not classes or classes not in (sorted(classes), sorted(classes, reverse=True)):
         return None
     if len(classes) < _MIN_LABELS or not 2 < distinct <= len(classes) // 4:
-        raise NotApplicableError("few samples for each class")
+        raise LeftOutError("few samples for each class")
     return Fault(
         "the data set is sorted by class and not shuffled: batches hold one class or two",
         measured=f"the labels of {len(classes)} samples, in the order in which they are read, rise through {distinct} "
@@ -437,7 +437,7 @@ def permuted_labels(confusion: Confusion) -> Fault | None:
         )
     (own, _, _, is_learnt, kept), (evaluation, mapped, is_map, is_own, total) = shares
     if own < 0.5 or not is_learnt or min(kept, total) < 24:
-        raise NotApplicableError("classes not learnt")
+        raise LeftOutError("classes not learnt")
     z = (mapped - evaluation) / (max(mapped * (1 - mapped), 0.01) / total) ** 0.5
     if not is_map or is_own or mapped - evaluation < 0.2 or z < 5:
         return None

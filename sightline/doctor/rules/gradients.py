@@ -54,7 +54,7 @@ def gradients_cleared(
     "gradients-cleared",
     "error",
     "optim.grad_accumulation optim.step_order",
-    holds="the gradients of backward() are still there when the optimiser uses them",
+    holds="the gradients of all backward passes of an update are still there when the optimiser uses them",
     do="for accumulation call zero_grad() once per update: after step(), not before each backward()",
 )
 def lost_passes(optimizer: str, lost_passes: list[tuple[int, int]]) -> Fault | None:

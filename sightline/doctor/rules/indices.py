@@ -84,7 +84,7 @@ def corners_in_pass(sides_in_pass: list[Sides]) -> Fault | None:
     return _judge_sides(sides_in_pass)
 
 
-@rule("box-corners", "error", _CAUSES, holds=_HOLDS, do=_DO)
+@rule("box-corners", "error", _CAUSES, holds=f"{_HOLDS}, as samples are read", do=_DO)
 def corners_in_reads(sides_in_reads: list[Sides]) -> Fault | None:
     """Expect ends beyond starts in what reads of the data set intersect."""
     return _judge_sides(sides_in_reads)

@@ -15,7 +15,7 @@ _HOLDS = "train() while training and eval() while evaluating"
 _DO = "call model.train() at the start of each epoch, and model.eval() before evaluating"
 
 
-@rule("mode", "warning", "eval.mode model.norm_mode", holds=_HOLDS, do=_DO)
+@rule("mode", "warning", "eval.mode model.norm_mode", holds="eval() while evaluating", do=_DO)
 def evaluated_in_training_mode(evaluated: Evaluated) -> Fault | None:
     """Count the passes in training mode without gradients that nothing shows to be meant."""
     if evaluated.is_intended or evaluated.number < NUM_EVALUATED:
@@ -28,7 +28,7 @@ def evaluated_in_training_mode(evaluated: Evaluated) -> Fault | None:
     )
 
 
-@rule("mode", "warning", "model.norm_mode eval.mode", holds=_HOLDS, do=_DO)
+@rule("mode", "warning", "model.norm_mode eval.mode", holds="train() while training", do=_DO)
 def trained_in_evaluation_mode(trained: Trained) -> Fault:
     """Report an update in evaluation mode: an error after others in training mode, as nobody has gone back to it."""
     since, before = (", since an evaluation", ", True in those before") if trained.has_trained else ("", "")

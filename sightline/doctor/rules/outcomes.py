@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence.outcomes.numbers import Fall
 from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.finding import Fault, FindingLocation
@@ -170,7 +170,7 @@ def chance_figure(record: Record, chances: list[Chance]) -> Iterator[Fault]:
     network differ.
     """
     if record.scores[-1].step < _FEW_STEPS:
-        raise NotApplicableError(f"fewer than {_FEW_STEPS} steps")
+        raise LeftOutError(f"fewer than {_FEW_STEPS} steps")
     losses, is_higher_better = record.main_losses, record.is_higher_better
     has_fallen = losses.level < _MAX_LEFT * losses.start
     by_chance = [each for each in chances if _is_at_chance(each, is_higher_better=is_higher_better)]
@@ -220,7 +220,7 @@ def answers_at_chance(trace: Trace, record: Record, confusion: Confusion) -> Fau
     total = table.sum()
     losses = record.main_losses
     if total < _MIN_ANSWERED or losses.num_seen < _FEW_STEPS:
-        raise NotApplicableError("few answers to classes")
+        raise LeftOutError("few answers to classes")
     classes, answers = table.sum(axis=1) / total, table.sum(axis=0) / total
     own, chance = table.trace() / total, float(classes @ answers)
     if classes.max() > _MAX_OF_CLASS:

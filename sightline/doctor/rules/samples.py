@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError
 from sightline.doctor.evidence.samples import MIN_Z, NUM_TAUGHT, Doubled, Ends, Padding, Pairing, Taught
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
@@ -114,7 +114,7 @@ def labels_of_others(taught: Taught) -> Fault | None:
             f"{taught.control:.1f}",
         )
     if taught.fell > _MEMORISED or taught.ease < _LEARNT:
-        raise NotApplicableError("a copy that few samples teach nothing")
+        raise LeftOutError("a copy that few samples teach nothing")
     return Fault(
         "what a copy learns does not tell a sample's target from those of others",
         severity="note",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError
 from sightline.doctor.evidence.state import Restored, Resumed
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
@@ -46,7 +46,7 @@ def unsaved_state(restored: Restored) -> Fault | None:
 def unsaved_optimiser(resumed: Resumed) -> Fault | None:
     """Compare the third of three steps with that of copies that have loaded both state dicts after the second."""
     if resumed.repeated > 0:
-        raise NotApplicableError("steps do not repeat to the bit")
+        raise LeftOutError("steps do not repeat to the bit")
     if resumed.change <= _MIN_SHARE * resumed.moved:
         return None
     return Fault(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense, tree_map
-from sightline.doctor.attempts import MissingError, NotApplicableError, observe
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, observe
 from sightline.doctor.budget import Budget
 from sightline.doctor.check import assert_copied, examine_subject, holds, name_finding
 from sightline.doctor.examine import Examination
@@ -376,7 +376,7 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
         examination = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget=budget)
     failures = [finding.measured for finding in examination.findings if finding.code == "first-step"]
     if failures:  # the loop's own step has not failed
-        raise NotApplicableError(f"a copy does not repeat it: {failures[0]}")
+        raise LeftOutError(f"a copy does not repeat it: {failures[0]}")
     return examination
 
 

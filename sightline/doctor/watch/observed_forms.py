@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, is_float, tree_leaves
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.form import Batch, Form, Held, get_forward, get_signature, standing_in
 from sightline.doctor.step_form import Whole
 from sightline.instrument import copy_module
@@ -156,7 +156,7 @@ class ObservedForm(Form):
 
     def split(self, batch: Any) -> Batch:
         """Refuse to divide what a loader yields: it is not known how its parts become inputs and target."""
-        raise NotApplicableError("how the loader's batches become inputs is not known")
+        raise LeftOutError("how the loader's batches become inputs is not known")
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call a copy of the model as the loop does."""
@@ -185,7 +185,7 @@ class ObservedForm(Form):
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             if is_known and not is_double:
                 raise
-            raise NotApplicableError("the loss, as it was seen, does not take other sizes or formats") from error
+            raise LeftOutError("the loss, as it was seen, does not take other sizes or formats") from error
 
     def find_difference(self, step: ObservedStep, template: FunctionTemplate) -> str:
         """Say in what a step of the loop differs from the form; "" where the form has the same loss."""
@@ -232,7 +232,7 @@ class WholeForm(Form):
 
     def split(self, batch: Any) -> Batch:
         """Refuse to divide what a loader yields: it is not known how its parts become inputs."""
-        raise NotApplicableError("how the loader's batches become inputs is not known")
+        raise LeftOutError("how the loader's batches become inputs is not known")
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Repeat the step with a copy of the model."""

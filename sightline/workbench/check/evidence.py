@@ -8,7 +8,7 @@ from typing import Any
 from sightline.config import RunConfig
 from sightline.contract.task import Task
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.batches.sampler import BatchSampler
@@ -90,7 +90,7 @@ def rehearsal(run: Context) -> DryRun:
 def first_step(rehearsal: DryRun) -> DryRun:
     """Return the first step of the run, if it succeeds."""
     if not rehearsal.is_sound:
-        raise NotApplicableError("the first step fails")
+        raise LeftOutError("the first step fails")
     return rehearsal
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, SampleKey
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.objects import find_generators, preserve_generators
@@ -210,7 +210,7 @@ def _adds_views(reader: BatchReader, number: int) -> bool:
 def exchanged_rows(keyed_reads: list[KeyedReads], joint_reads: list[JointRead]) -> Iterator[Fault]:
     """Compare the rows of a batch with its samples read alone, ragged ones too, unlike a rule of loaders."""
     if any(_find_difference(*each.same)[1] or _find_difference(each.same[1], each.later)[1] for each in keyed_reads):
-        raise NotApplicableError("samples that change")
+        raise LeftOutError("samples that change")
     for part, name, together, alone in joint_reads:
         wrong = [i for i, row in enumerate(together) if not _is_near(row, alone[i])]
         if wrong:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
@@ -301,7 +301,7 @@ def _has_space(tensor: Tensor) -> bool:
 def compared_layers(deep: Context) -> list[LayerResult]:
     """Compare every kind of layer with finite differences, and with the type it derives from: of a deep check."""
     if not deep.dry_run.is_sound:
-        raise NotApplicableError("the first step fails")
+        raise LeftOutError("the first step fails")
     results = examine(deep.built.job, to_device(deep.dry_run.batch, torch.device("cpu")))
     uncompared = [each for each in results if each.gradient is None and not each.is_wrong_forward]
     deep.examination.gaps += [f"the layer '{each.place}' alone: {each.note}" for each in uncompared]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.numerics import Origin
@@ -43,7 +43,7 @@ def origin(run: Context) -> Origin | None:
     """Locate the origin of a gradient of the first step that is not finite."""
     rehearsal, job = run.dry_run, run.built.job
     if rehearsal.failure is not None:
-        raise NotApplicableError("the first step fails")
+        raise LeftOutError("the first step fails")
     is_bad = "not finite" in rehearsal.gradients.values()
     return _place(job, _locate(job, [rehearsal.batch], run.world.device)) if is_bad else None
 

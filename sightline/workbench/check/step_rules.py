@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.coverage import Unreached
 from sightline.doctor.finding import Fault, FindingLocation
@@ -252,7 +252,7 @@ def first_update(run: Context, first_step: DryRun, rates: Rates) -> Update:
     for clips, sign in ((True, 1.0), (False, 1.0), (True, -1.0)):
         found.append(_step_copy(run, first_step, factor=factor, clips=clips, sign=sign))
     if not found[0]:
-        raise NotApplicableError("no weights with a gradient")
+        raise LeftOutError("no weights with a gradient")
     weights = [weight for weight, _ in found[0]]
     momentum, decay = (
         max(float(group.get(name) or 0.0) for group in run.built.job.optimizer.param_groups)
@@ -332,7 +332,7 @@ def foreign_devices(run: Context) -> ForeignDevices:
     """List the GPUs of other processes on which this one holds memory."""
     world = run.world
     if world.size == 1 or world.device.type != "cuda":
-        raise NotApplicableError("one process, or no GPU")
+        raise LeftOutError("one process, or no GPU")
     held = list_foreign(list_held_devices(), world.device, count_local_processes(world.size))
     return ForeignDevices(world.rank, world.device, held)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.instrument import Inputs, copy_module
 
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -47,7 +47,7 @@ def compare_modes(model: nn.Module, inputs: Inputs, flags: Mapping[str, bool]) -
         raise NotApplicableError("no running statistics")
     sizes = [len(tensor) for _, tensor in dense_leaves(inputs) if tensor.ndim]
     if not sizes or sizes[0] < _MIN_ROWS:
-        raise NotApplicableError(f"fewer than {_MIN_ROWS} samples in a batch")
+        raise LeftOutError(f"fewer than {_MIN_ROWS} samples in a batch")
     with torch.no_grad():
         evaluated = _run(copy_module(model).eval(), inputs)
         trained_model = _set_training(copy_module(model), flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.record import MIN_INPUTS, MIN_LOSSES, Chance, Jump, LossLevels, ModeGap, Record, Scored
 
@@ -22,7 +22,7 @@ def input_jumps(record: Record) -> dict[str, list[Jump]]:
 def weight_jumps(record: Record) -> list[Jump]:
     """Return the looks at which the largest weight was above all before it."""
     if record.weights.num_seen <= record.weights.least:
-        raise NotApplicableError("fewer than three looks at the weights")
+        raise LeftOutError("fewer than three looks at the weights")
     return record.weights.jumps
 
 
@@ -54,7 +54,7 @@ def metric_fall(record: Record) -> Fall:
     """Compare the last evaluations with the best one before, and with how far figures fell before."""
     scores = record.scores
     if len(scores) < 2:
-        raise NotApplicableError("fewer than two evaluations")
+        raise LeftOutError("fewer than two evaluations")
     sign = 1.0 if record.is_higher_better else -1.0
     best, shares = scores[0], [0.0]
     for score in scores[1:]:

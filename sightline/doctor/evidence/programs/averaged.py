@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.objects import read_variables
 from sightline.instrument.random_state import preserve_random_state
 
@@ -144,12 +144,12 @@ def compare_scores(calls: Sequence[ScoreCall]) -> Averaged | None:
     """
     function, figures, sizes = calls[0].function, [call.value for call in calls], [call.size for call in calls]
     if not is_self_contained(function):
-        raise NotApplicableError("a score that may change more than it returns")
+        raise LeftOutError("a score that may change more than it returns")
     if not all(map(math.isfinite, figures)):
         raise NotApplicableError("figures that are no numbers")
     again, whole = _ask(function, calls[:1]), _ask(function, calls)
     if not math.isclose(again, figures[0], rel_tol=1e-6, abs_tol=_ABS_TOL):
-        raise NotApplicableError("a score that does not repeat")
+        raise LeftOutError("a score that does not repeat")
     weighted = sum(map(float.__mul__, figures, map(float, sizes))) / sum(sizes)
     known = weighted, sum(figures) / len(figures), sum(figures)
     if any(math.isclose(whole, each, rel_tol=_REL_TOL, abs_tol=_ABS_TOL) for each in known):
@@ -182,5 +182,5 @@ def _join(values: Sequence[Any]) -> Any:
     if isinstance(values[0], np.ndarray):
         return np.concatenate([*values])
     if any(each != values[0] for each in values):
-        raise NotApplicableError("arguments that differ from batch to batch")
+        raise LeftOutError("arguments that differ from batch to batch")
     return values[0]

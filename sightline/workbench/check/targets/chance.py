@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch, SampleKey
-from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.record import Chance
 from sightline.engine.batches.stream import BatchLoader
 from sightline.engine.build import TrainingSetup
@@ -59,7 +59,7 @@ def _measure_part(built: TrainingSetup, model: nn.Module, part: DataSubset, name
     (first,) = read_samples(part.dataset, [SampleKey(int(part.indices[0]), 0, built.config.seed)])
     indices = part.evenly_spaced_indices(min(_MOST, count_to_read(count_bytes(first), is_quick=True)))
     if len(indices) < _FEWEST:
-        raise NotApplicableError(f"fewer than {_FEWEST} samples")
+        raise LeftOutError(f"fewer than {_FEWEST} samples")
     figure, loss = _evaluate(built, model, part.reader, indices)
     others = []
     for by in _MOVES:
@@ -74,7 +74,7 @@ def _measure_part(built: TrainingSetup, model: nn.Module, part: DataSubset, name
     choose = max if built.config.evaluate.mode == "max" else min
     figures, losses = zip(*others, strict=True)
     if not all(map(math.isfinite, (figure, loss, *figures, *losses))):
-        raise NotApplicableError("an evaluation without a finite loss")
+        raise LeftOutError("an evaluation without a finite loss")
     return Chance(part.split, len(indices), loss, statistics.fmean(losses), figure, choose(figures))
 
 

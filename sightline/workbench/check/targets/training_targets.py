@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sightline.contract.errors import join_some
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import LeftOutError
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.workbench.check.targets.reaching import Reaching, Target
@@ -32,7 +32,7 @@ are numbered anew."""
 def training_targets(reaching: Reaching) -> Iterator[Fault]:
     """Compare the targets of the first samples of training with those of the same samples in evaluation."""
     if len(reaching.samples) < _FEWEST or not reaching.targets:
-        raise NotApplicableError("fewer than four samples with targets")
+        raise LeftOutError("fewer than four samples with targets")
     found = [fault for target in reaching.targets for fault in _judge(target, reaching)]
     yield from found
 
