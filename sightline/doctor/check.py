@@ -26,6 +26,7 @@ from sightline.doctor.evidence.reading import Reading
 from sightline.doctor.examine import Examination, assert_codes, examine, examine_section
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.form import Batch, Form, UnknownForm
+from sightline.doctor.inside_form import look_inside
 from sightline.doctor.loaders import assert_readable, iterate, list_hooks, record_readings
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
@@ -289,6 +290,8 @@ def make_subject(
     """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
     first = move(batches[0], model)
     form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
+    divided = attempt("form", form.split, {"batch": first})
+    form = form if isinstance(divided, MissingError) else look_inside(form, model, divided)
     evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, model)
     return Subject(
         model,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class FunctionCall:
     def name(self) -> str:
         """Name of the function, as messages have it."""
         owner = getattr(self.function, "__self__", None)  # of a property of tensors
-        known = (getattr(named, "__name__", "") for named in (owner, self.function, type(self.function)))
+        own = (self.function, type(self.function))
+        known = (getattr(named, "__name__", "") for named in (own if isinstance(owner, ModuleType) else (owner, *own)))
         return next(name for name in known if name)
 
 
@@ -103,9 +105,16 @@ class FunctionTape(TorchFunctionMode):
             self.failure, self.is_over = "another mode of torch's functions is on", True
         if self.is_over:
             return
-        for kind in _FUSED:
-            self._stack.enter_context(replace_function(kind, "forward", self._run_apart))
+        self._stack.enter_context(self.leaving_fused())
         overrides._push_mode(self)
+
+    @contextmanager
+    def leaving_fused(self) -> Iterator[None]:
+        """Context in which modules that torch fuses run outside of this mode."""
+        with ExitStack() as stack:
+            for kind in _FUSED:
+                stack.enter_context(replace_function(kind, "forward", self._run_apart))
+            yield
 
     def stop(self) -> None:
         """End the record; inside of a function that is observed, the mode stays until the next call of this."""
@@ -222,7 +231,7 @@ class FunctionTemplate:
             raise TapeError(tape.failure)
         self._slots: dict[int, Slot] = {}
         self._items: list[Any] = []
-        makers, needed = _list_makers(calls), _list_needed(calls, root)
+        makers, needed = _list_makers(calls), list_needed(calls, root)
         _assert_repeatable(calls, needed, makers, tape.before, graphs=graphs)
         made = {key for key, numbers in makers.items() if any(number in needed for number in numbers)}
         self._numbers = {id(n) for number in needed for n in iter_items(calls[number].result) if type(n) is float}
@@ -335,8 +344,8 @@ def _list_makers(calls: Sequence[FunctionCall]) -> dict[int, list[int]]:
     return makers
 
 
-def _list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
-    """List the calls on which a value depends, by their places."""
+def list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
+    """List the calls on which a value depends, by their places in the tape."""
     makers = _list_makers(calls)
     for number, call in enumerate(calls):
         for tensor in call.written:

@@ -213,10 +213,14 @@ def _find_next(subject: Subject) -> tuple[str, Tensor]:
 
 
 def _is_next(steps: Tensor | None, target: Any) -> bool:
+    """Return True for a target that is the next step of each, if it has one for the last step or not."""
     for _, wanted in dense_leaves(target):
-        if steps is not None and wanted.shape == steps.shape and not torch.equal(steps[:, 1:], steps[:, :-1]):
-            counted = wanted[:, :-1] >= 0 if not wanted.is_floating_point() else torch.ones_like(wanted[:, :-1]) > 0
-            if torch.equal(wanted[:, :-1][counted], steps[:, 1:][counted]) and bool(counted.float().mean() > 0.3):
+        if steps is None or wanted.ndim != steps.ndim or torch.equal(steps[:, 1:], steps[:, :-1]):
+            continue
+        following, ahead = steps[:, 1:], wanted[:, : steps.shape[1] - 1]
+        if ahead.shape == following.shape and wanted.shape[1] <= steps.shape[1]:
+            counted = ahead >= 0 if not ahead.is_floating_point() else torch.ones_like(ahead) > 0
+            if torch.equal(ahead[counted], following[counted]) and bool(counted.float().mean() > 0.3):
                 return not torch.equal(wanted, steps)
     return False
 

@@ -21,6 +21,7 @@ from sightline.doctor.check import assert_copied, examine_subject, holds, name_f
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.form import Batch
+from sightline.doctor.inside_form import InsideForm, look_inside
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject
@@ -363,16 +364,18 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
     optimizers = [track.optimizer for track in loop.tracks.values() if holds(track.optimizer, examined.model)]
     budget = Budget(budget_s / len(loop.models), is_patient=False)
-    form, model = examined.form, examined.model
+    model = examined.model
     assert_copied(model)
-    subject = Subject(model, form, [examined.batch], [], optimizers)
     kind = next((parameter.device.type for parameter in model.parameters()), "cpu")
     with (
         look_away(),
         preserve_random_state(),
-        preserve_generators(find_generators(model, form)),
+        preserve_generators(find_generators(model, examined.form)),
         torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext(),
     ):
+        form = look_inside(examined.form, model, examined.batch)
+        batch = form.convert(examined.batch) if isinstance(form, InsideForm) else examined.batch
+        subject = Subject(model, form, [batch], [], optimizers)
         examination = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget=budget)
     failures = [finding.measured for finding in examination.findings if finding.code == "first-step"]
     if failures:  # the loop's own step has not failed
