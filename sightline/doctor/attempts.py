@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sightline.contract.errors import summarise_error
+from sightline.doctor.program_code import find_failed_line
 from sightline.instrument.random_state import preserve_random_state, seed_all
 
 UNASKED = ("apply", "left")
@@ -34,7 +35,8 @@ class LeftOutError(NotApplicableError):
 class MissingError(Exception):
     """Evidence that is missing: it does not `apply`, was `left` out, `failed`, or would have `cost` more than allowed.
 
-    `reason` says why in words of the user, `source` is what was asked; as text, both. `cost_s` is what was too much.
+    `reason` says why in words of the user, `source` is what was asked; as text, both. `cost_s` is what was too much,
+    `line` where the program itself raised what has failed: file and number.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class MissingError(Exception):
         source: str = "",
         lacks: str = "",
         cost_s: float = 0.0,
+        line: tuple[str, int] | None = None,
     ) -> None:
         super().__init__(f"{source}: {reason}" if source else reason)
         self.kind = kind
@@ -52,6 +55,7 @@ class MissingError(Exception):
         self.source = source
         self.lacks = lacks
         self.cost_s = cost_s
+        self.line = line
 
     @property
     def is_unasked(self) -> bool:
@@ -125,7 +129,8 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
     except MissingError as known:
         return known
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
-        missing = MissingError("failed", summarise_error(error, max_length=160), source=name)
+        line = find_failed_line(error.__traceback__)
+        missing = MissingError("failed", summarise_error(error, max_length=160), source=name, line=line)
         missing.__cause__ = error
         return missing
 

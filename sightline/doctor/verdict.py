@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
-from sightline.contract.errors import join_some
+from sightline.contract.errors import UserError, join_some
 from sightline.doctor.examine import Examination, Judgement
 
 _MAX_GAPS, _MAX_REASONS = 3, 2
@@ -81,7 +82,8 @@ def write_verdict(
     unlike = sum(each.outcome == "apply" and not _is_in(each, remedies) for each in missing)
     left = Counter(each.reason for each in missing if each.outcome == "left" and not _is_in(each, remedies))
     late = [each for each in missing if each.outcome == "cost"]
-    failed = Counter(each.reason for each in missing if each.outcome == "failed")
+    failed = Counter(_write_failure(each) for each in missing if each.outcome == "failed")
+    num_ours = sum(each.outcome == "failed" and _is_ours(each) for each in missing)
     is_unable = any(each.rule.code == "first-step" for each in examination.judgements if each.outcome == "broken")
     declared = dict.fromkeys(each.rule.code for each in examination.judgements if each.outcome == "declared")
 
@@ -91,7 +93,7 @@ def write_verdict(
         *((join_some([*gaps], most=_MAX_GAPS),) if gaps else ()),
         *_describe_left(left),
         *((f"{_count(len(late))} for want of time",) if late else ()),
-        *(f"{_count(number)} that ended in {reason.rstrip('.')}" for reason, number in failed.most_common(1)),
+        *(f"{_count(number)} that ended in {reason}" for reason, number in failed.most_common(1)),
         *((f"{_count(sum(failed.values()) - max(failed.values()))} that ended otherwise",) if len(failed) > 1 else ()),
         *((f"what is declared ({join_some([*declared], most=_MAX_GAPS)})",) if declared else ()),
         *((f"{_count(unlike)} of other kinds of programs",) if unlike else ()),
@@ -102,7 +104,7 @@ def write_verdict(
     steps = [f"to judge more, give {', '.join(actions)}"] if actions else []
     if is_unable and failed:
         steps = ["mend the first step, and check again"]
-    elif failed:
+    elif num_ours:
         steps.append("errors of relations are faults of sightline: please report them")
     if loop is not None and not is_unable:
         steps.append(loop.argument)
@@ -138,6 +140,22 @@ def _describe_left(left: Counter[str]) -> Iterator[str]:
 def add_hint(lines: Sequence[str], call: str) -> list[str]:
     """Add to the last line of a verdict by which call it lists all relations."""
     return [*lines[:-1], *(f"{line} ({call} lists all relations)" for line in lines[-1:])]
+
+
+def _write_failure(judgement: Judgement) -> str:
+    """Write what a relation ended in, and at which line, if that is the program's own."""
+    line = _get_line(judgement)
+    return f"{judgement.reason.rstrip('.')}{'' if line is None else f' (your line {Path(line[0]).name}:{line[1]})'}"
+
+
+def _is_ours(judgement: Judgement) -> bool:
+    """Return True for an error of this package: neither of the program's own code, nor of what it returns."""
+    cause = None if judgement.missing is None else judgement.missing.__cause__
+    return _get_line(judgement) is None and not isinstance(cause, UserError)
+
+
+def _get_line(judgement: Judgement) -> tuple[str, int] | None:
+    return None if judgement.missing is None else judgement.missing.line
 
 
 def _is_in(judgement: Judgement, remedies: Mapping[str, Remedy]) -> bool:

@@ -86,9 +86,31 @@ def test_a_score_that_is_not_given_is_asked_for_and_one_that_fails_is_said() -> 
         raise KeyError("labels")
 
     verdict = judge(fail).verdict
-    assert "ended in KeyError" in verdict[1]
+    line = fail.__code__.co_firstlineno + 1
+    assert f"ended in KeyError: 'labels' (your line test_scores.py:{line})" in verdict[1]
     assert "the score of your evaluation" not in verdict[1]
-    assert "ended in UserError: score: returns a number" in judge(lambda model, loader: None).verdict[1]
+    nothing = judge(lambda model, loader: None).verdict
+    assert "ended in UserError: score: returns a number" in nothing[1]
+    assert "faults of sightline" not in verdict[2] + nothing[2]
+
+
+def test_precision_with_nothing_found_is_a_line_of_the_program() -> None:
+    """An untrained network may find nothing: no fault of sightline's."""
+
+    def precision(model: nn.Module, loader: Any) -> float:
+        with torch.no_grad():
+            found = torch.cat([model(rows).argmax(dim=1) for rows, _ in loader]) > 7
+        return 1.0 / int(found.sum())
+
+    verdict = judge(precision).verdict
+    assert f"(your line test_scores.py:{precision.__code__.co_firstlineno + 3})" in verdict[1]
+    assert "faults of sightline" not in verdict[2]
+
+
+def test_an_error_of_a_relation_itself_is_to_be_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.doctor.evidence.scores._cut", lambda *_: {}["no such part"])
+    monkeypatch.setattr("sightline.doctor.program_code.is_of_program", lambda file: False)
+    assert "faults of sightline: please report them" in judge(remember).verdict[2]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-import sysconfig
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from sightline.contract.pytree import is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.objects import read_rate
+from sightline.doctor.program_code import find_program_line
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
 from sightline.instrument.unseen import is_recorded, run_unseen
@@ -37,8 +35,6 @@ Mark = tuple[int, int] | None
 CallSite = tuple[tuple[int, int], ...]
 """Calls that lead to a line, by their code and the place in it: one line of a loop is reached by the same calls."""
 
-_PACKAGE = Path(__file__).resolve().parents[2]
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _NUM_PROBES, _NUM_COUNTED, _MAX_SMALL = 16, 4, 16_384
 _NUM_FIRST, _EARLY = 5, 8
 """Updates that are measured at first, and times as many steps in which those of each optimiser are."""
@@ -321,20 +317,9 @@ class Loop:
 
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now; after it, that which began it."""
-        found = self.opened if self.is_over else find_user_line(sys._current_frames().get(self.thread))
+        found = self.opened if self.is_over else find_program_line(sys._current_frames().get(self.thread))
         file, line = found or (None, None)
         return FindingLocation(file=file, line=line, step=None if self.is_over else self.step + 1)
-
-
-def find_user_line(frame: FrameType | None) -> tuple[str, int] | None:
-    """Return the file and line of the innermost call from a frame on that is of no library and not of this package."""
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        is_library = frame.f_code.co_filename.startswith(_LIBRARIES) or "site-packages" in path.parts
-        if path.suffix == ".py" and not is_library and not path.is_relative_to(_PACKAGE) and path.exists():
-            return str(path), frame.f_lineno
-        frame = frame.f_back
-    return None
 
 
 class Monitor:

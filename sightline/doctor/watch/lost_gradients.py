@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -12,13 +11,13 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor
 
+from sightline.doctor.program_code import is_of_library
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.gradients import NUM_LOST, lost_passes
 from sightline.doctor.watch.gradients import is_cleared, needs_inputs
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack, take_local
 
 _NUM_COMPARED, _MAX_CALLS = 256, 16
-_LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _IGNORED_CODE = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
 _OBSERVERS = tuple(str(Path(_IGNORED_CODE[0], name)) for name in ("doctor", "instrument")) + _IGNORED_CODE[1:]
 _NOT_READING = re.compile(
@@ -107,7 +106,7 @@ def list_running_names() -> set[str]:
     frame, names, is_called = sys._getframe(1), set[str](), True
     while frame is not None:
         path = frame.f_code.co_filename
-        is_library = path.startswith(_LIBRARIES) or "site-packages" in path
+        is_library = is_of_library(path)
         is_called = is_called and is_library
         if not path.startswith(_IGNORED_CODE) and (is_called or not is_library):
             names |= _list_names(frame.f_code)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence.programs.averaged import ScoreCall, compare_scores, find_function, read_call, read_number
-from sightline.doctor.evidence.programs.saved import is_of_program
 from sightline.doctor.objects import read_variables
+from sightline.doctor.program_code import is_of_program
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.programs.averaged import averaged_over_batches
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
@@ -131,7 +131,7 @@ def list_frames(frame: FrameType | None) -> list[FrameType]:
     """List the innermost calls of the program, from a frame on."""
     found: list[FrameType] = []
     while frame is not None and len(found) < _MAX_FRAMES:
-        if is_of_program(frame):
+        if is_of_program(frame.f_code.co_filename):
             found.append(frame)
         frame = frame.f_back
     return found

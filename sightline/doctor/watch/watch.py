@@ -26,6 +26,7 @@ from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
+from sightline.doctor.program_code import find_program_line
 from sightline.doctor.record import Chance
 from sightline.doctor.report import Report
 from sightline.doctor.rules import find_by
@@ -45,7 +46,6 @@ from sightline.doctor.watch.loop import (
     Monitor,
     OptimizerTrack,
     PollMonitor,
-    find_user_line,
 )
 from sightline.doctor.watch.loss_graph import LossMonitor
 from sightline.doctor.watch.lost_gradients import LostMonitor, trace_calls
@@ -240,7 +240,7 @@ class Watch:
             check, self.check = self.check, None
             self._lacks.clear()
             self._observe(BEFORE_FIRST_STEP, self._check, check)
-        opened = observe("the place", find_user_line, sys._getframe(1))
+        opened = observe("the place", find_program_line, sys._getframe(1))
         loop.opened = None if isinstance(opened, MissingError) else opened
         loop.is_over = False
         loop.is_broken = not self._observe("the loop", self._begin)

@@ -7,7 +7,6 @@ import io
 import itertools
 import math
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 
 from sightline.doctor.attempts import MissingError, attempt, observe
 from sightline.doctor.objects import read_variables
+from sightline.doctor.program_code import is_of_program
 
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-_PACKAGE = str(Path(__file__).resolve().parents[3])
 _MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED, _MAX_NAME, _MAX_LISTED = 8, 2000, 64, 64, 512, 1024
 _GROUP_KEYS_OF_RUNS = frozenset(("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas"))
 """Entries of a group that schedules change, or that are no settings."""
@@ -174,18 +172,12 @@ def _iter_files(frame: FrameType | None) -> Iterator[Any]:
     """Yield the texts, paths and files in variables of the program's calls, and one level inside of containers."""
     scopes: dict[int, Mapping[str, Any]] = {}
     while frame is not None:
-        if is_of_program(frame):
+        if is_of_program(frame.f_code.co_filename):
             scopes |= {id(frame): read_variables(frame), id(frame.f_globals): frame.f_globals}
         frame = frame.f_back
     for scope in scopes.values():
         for value in [*scope.values()][:_MAX_VARIABLES]:
             yield from (each for each in (value, *_list_members(value)) if _is_file(each))
-
-
-def is_of_program(frame: FrameType) -> bool:
-    """Return True for a call that is of no library and not of this package."""
-    name = frame.f_code.co_filename
-    return not name.startswith((*_LIBRARIES, _PACKAGE)) and "site-packages" not in name
 
 
 def _is_file(value: Any) -> bool:
