@@ -126,8 +126,9 @@ def _no_machine_is_slow(pytestconfig: pytest.Config) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
+        clock = _Clock()
         for name in _TIMED:
-            patch.setattr(f"sightline.{name}.time", _Clock())
+            patch.setattr(f"sightline.{name}.time", clock)
         for name in _COMPUTING:
             patch.setattr(f"sightline.workbench.check.{name}.compute_seconds", _Clock().compute_seconds)
         yield

@@ -56,11 +56,11 @@ def _list_kept() -> set[str]:
 def _clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow folders wait by a clock that nobody waits for; a quarter of a counted second teaches these networks.
 
-    They wait forty times as long by it: the time for reading ends before all labels are read.
+    They wait thrice as long by it: the time for reading ends before all labels are read.
     """
     waited: list[float] = []
     monkeypatch.setattr(sound, "time", SimpleNamespace(sleep=waited.append))
-    clocks = {"perf_counter": lambda: 40 * sum(waited), "thread_time": time.thread_time}
+    clocks = {"perf_counter": lambda: 3 * sum(waited), "thread_time": time.thread_time}
     monkeypatch.setattr(reading, "time", SimpleNamespace(**clocks))
     monkeypatch.setattr(statistics, "_MAX_TRAIN_S", 0.25)
 
