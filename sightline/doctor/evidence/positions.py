@@ -74,13 +74,12 @@ def neighbours(subject: Subject) -> list[Reach]:
 
     def answer(rows: Tensor, seed: int = 0) -> dict[str, Tensor]:
         outputs = _answer(subject, model, _take(batch.inputs, axes, rows), seed=seed)
-        return outputs if is_by_rows else _bring_samples_first(outputs, fewer)
+        return _bring_samples_first(outputs, fewer) if axes else outputs
 
     every = torch.arange(count)
     fewer = _answer(subject, model, _take(batch.inputs, axes, every[:-1])) if axes else {}
     first, again = (answer(every, seed) for seed in (0, 1))
-    are_pairs = {name for name, t in first.items() if _is_square(t) and _is_square(fewer.get(name, t))}
-    first = {name: t for name, t in first.items() if name not in are_pairs}
+    first = first if axes else {name: t for name, t in first.items() if not _is_square(t)}
     if not any(t.ndim and len(t) == count for t in first.values()):
         raise NotApplicableError("no output of each sample")
     found: list[Reach] = []
@@ -102,7 +101,7 @@ def neighbours(subject: Subject) -> list[Reach]:
 
 
 def _is_square(tensor: Tensor) -> bool:
-    """Return True for an output whose first axes are as long: of each sample with each, if fewer leave it so."""
+    """Return True for an output whose first two axes are as long, as those of each sample with each are."""
     return tensor.ndim > 1 and tensor.shape[0] == tensor.shape[1]
 
 
@@ -152,13 +151,17 @@ def _take(inputs: Any, axes: Mapping[str, int], rows: Tensor) -> Any:
 
 
 def _bring_samples_first(outputs: dict[str, Tensor], fewer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Move the axis that is shorter with one sample less to the front of each output; leave out those without one."""
-    moved = {}
+    """Move the axis that is shorter with one sample less to the front of each output; leave out those without one.
+
+    Those in which two of as many places are shorter are of each sample with each.
+    """
+    moved = dict[str, Tensor]()
     for name, value in outputs.items():
         other = fewer.get(name)
         if other is not None and other.ndim == value.ndim:
             shorter = [axis for axis in range(value.ndim) if value.shape[axis] != other.shape[axis]]
-            moved |= {name: value.movedim(shorter[0], 0)} if len(shorter) == 1 else {}
+            is_clear = len(shorter) == 1 or (shorter[:1] == [0] and not _is_square(value))
+            moved |= {name: value.movedim(shorter[0], 0)} if is_clear else {}
     return moved
 
 

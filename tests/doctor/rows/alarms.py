@@ -71,6 +71,25 @@ def time_first(size: int, *, is_of_last: bool = False) -> tuple[Any, ...]:
     return Steps(is_of_last=is_of_last), nn.CrossEntropyLoss() if is_of_last else nn.MSELoss(), loader
 
 
+def scores_time_first() -> tuple[Any, ...]:
+    """Scores of each step before those of the next one, as a loss of transcripts wants them, of as many samples."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = mlp(4, 16, 2)
+
+        def forward(self, steps: Tensor) -> Tensor:
+            return self.head(steps).transpose(0, 1)
+
+    steps = torch.randn(192, 16, 4)
+    return (
+        Turned(),
+        lambda scores, target: F.mse_loss(scores.transpose(0, 1), target),
+        load(steps, steps[..., :2].abs()),
+    )
+
+
 def as_many_steps_as_samples(bug: bool) -> tuple[Any, ...]:
     """Batches of 16 sequences of 16 steps: which axis is that of the samples, no size tells."""
     steps = torch.randn(192, 16, 4)
@@ -345,6 +364,7 @@ def scaled(low: float, high: float, bug: bool) -> tuple[Any, ...]:
 HEALTHY: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "time first": partial(time_first, 16),
     "time first, as many steps as samples": partial(time_first, 12),
+    "scores time first, as many steps as samples": scores_time_first,
     "time first, a label a sequence": partial(time_first, 12, is_of_last=True),
     "one of three outputs is guessed": partial(several_outputs, 0),
     "one of three outputs, two targets": partial(several_outputs, 1),
