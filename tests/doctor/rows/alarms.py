@@ -71,23 +71,24 @@ def time_first(size: int, *, is_of_last: bool = False) -> tuple[Any, ...]:
     return Steps(is_of_last=is_of_last), nn.CrossEntropyLoss() if is_of_last else nn.MSELoss(), loader
 
 
-def scores_time_first() -> tuple[Any, ...]:
-    """Scores of each step before those of the next one, as a loss of transcripts wants them, of as many samples."""
+def steps_first(kind: str) -> tuple[Any, ...]:
+    """Outputs of each step before those of the next one, as a loss of transcripts wants them, of as many samples."""
 
     class Turned(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.head = mlp(4, 16, 2)
+            self.head = mlp(4, 16, 3)
 
         def forward(self, steps: Tensor) -> Tensor:
             return self.head(steps).transpose(0, 1)
 
+    def compare(outputs: Tensor, target: Tensor) -> Tensor:
+        by_samples = outputs.transpose(0, 1)
+        return F.cross_entropy(by_samples.mT, target) if kind == "classes" else F.mse_loss(by_samples, target)
+
     steps = torch.randn(192, 16, 4)
-    return (
-        Turned(),
-        lambda scores, target: F.mse_loss(scores.transpose(0, 1), target),
-        load(steps, steps[..., :2].abs()),
-    )
+    target = steps[..., :3].argmax(-1) if kind == "classes" else steps[..., :3].abs()
+    return Turned(), compare, load(steps, target, size=16)
 
 
 def as_many_steps_as_samples(bug: bool) -> tuple[Any, ...]:
@@ -364,7 +365,7 @@ def scaled(low: float, high: float, bug: bool) -> tuple[Any, ...]:
 HEALTHY: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "time first": partial(time_first, 16),
     "time first, as many steps as samples": partial(time_first, 12),
-    "scores time first, as many steps as samples": scores_time_first,
+    **{f"{kind} steps first, as many as samples": partial(steps_first, kind) for kind in ("classes", "numbers")},
     "time first, a label a sequence": partial(time_first, 12, is_of_last=True),
     "one of three outputs is guessed": partial(several_outputs, 0),
     "one of three outputs, two targets": partial(several_outputs, 1),
