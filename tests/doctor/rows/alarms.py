@@ -353,6 +353,24 @@ def drawn_score(kind: str) -> tuple[Any, ...]:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
+def places_of_a_grid(kind: str) -> tuple[Any, ...]:
+    """A function fitted at places of a line or a plane, and evaluated at some of them."""
+    line = torch.linspace(0, 1, 121)[:, None] if kind == "line" else torch.logspace(-3, 1, 121)[:, None]
+    places = torch.cartesian_prod(*[torch.linspace(-1, 1, 12)] * 2) if kind == "plane" else line
+    values = (3 * places).sin().sum(1, keepdim=True)
+    evaluation = load(places[::3], values[::3], shuffle=False)
+    return mlp(places.shape[1], 16, 1), F.mse_loss, load(places, values), {"evaluation": evaluation}
+
+
+def split_of_points(number: int, bug: bool) -> tuple[Any, ...]:
+    """Points of one to three numbers, of which evaluation has some of training."""
+    points = torch.randn(360, number)
+    labels = (points.prod(1) > 0).long()
+    start = 180 if bug else 240
+    evaluation = load(points[start:], labels[start:], shuffle=False)
+    return mlp(number, 16, 2), F.cross_entropy, load(points[:240], labels[:240]), {"evaluation": evaluation}
+
+
 def scaled(low: float, high: float, bug: bool) -> tuple[Any, ...]:
     """Images whose numbers are from `low` to `high` in evaluation, and from -1 to 1 in training."""
     images, labels = torch.rand(360, 3, 6, 6), torch.randint(3, (360,))
@@ -381,6 +399,7 @@ HEALTHY: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "partners of a batch": partners_of_a_batch,
     "candidates of a query": candidates_of_a_query,
     "single images": single_images,
+    **{f"places of a {kind}": partial(places_of_a_grid, kind) for kind in ("line", "plane", "line of powers")},
     **{f"a score that draws, {kind}": partial(drawn_score, kind) for kind in ("noise", "seeded", "bootstrap")},
 }
 CASES: Cases = {
@@ -390,6 +409,7 @@ CASES: Cases = {
     "a dropout of everything": ("model.structure", partial(dropped, "layer")),
     "a branch that is dropped": ("model.structure", partial(dropped, "branch")),
     "a model frozen as a whole": ("model.frozen_unintended", frozen_whole),
+    **{f"a split of points of {number}": ("data.split", partial(split_of_points, number)) for number in (1, 2, 3)},
     "evaluation from 0 to 1": ("data.normalisation", partial(scaled, 0.0, 1.05)),
     "evaluation from -2 to 2": ("data.normalisation", partial(scaled, -1.9, 1.9)),
 }
