@@ -67,8 +67,8 @@ def check_module(
     """
     assert_codes(declared, name="check: declared")
     more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
-    examined = _examine_module(model, loss, loader, declared=declared, budget=Budget.allow(budget_s), **more)
-    return _make_report(type(unwrap(model)).__name__, {"": examined}, budget_s)
+    examined = examine_models({"": model}, loss, loader, declared=declared, budget=Budget.allow(budget_s), **more)
+    return _make_report(type(unwrap(model)).__name__, examined, budget_s)
 
 
 def check_models(
@@ -89,23 +89,48 @@ def check_models(
     without a loss of some model.
     """
     assert_codes(declared, name="check: declared")
-    budgets = Budget.allow(budget_s).divide(len(models))
-    optimizers = _list_optimizers(optimizer)
-    examined = {}
-    for budget, (name, model) in zip(budgets, models.items(), strict=True):
-        own = [each for each in optimizers if holds(each, model)] or optimizers
-        examined[name] = _examine_module(
-            model,
-            None,
-            loader,
-            step=_take_loss(step, name, models),
-            optimizer=own,
-            evaluation=evaluation,
-            declared=declared,
-            budget=budget,
-        )
+    more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation}
+    examined = examine_models(models, None, loader, declared=declared, budget=Budget.allow(budget_s), **more)
     title = ", ".join(f"{name} ({type(unwrap(model)).__name__})" for name, model in models.items())
     return _make_report(title, examined, budget_s)
+
+
+def examine_models(
+    models: Mapping[str, nn.Module],
+    loss: Callable[..., Any] | None,
+    loader: Any,
+    *,
+    step: Callable[[Any], Any] | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
+    declared: Sequence[str] = (),
+    budget: Budget = USUAL,
+) -> dict[str, tuple[Subject, Examination]]:
+    """Examine one model, whose name is "", or each of several by its own loss and optimizers; nothing of them changes.
+
+    Raises UserError for what cannot be read.
+    """
+    optimizers, examined = list_values(optimizer), {}
+    for share, (name, model) in zip(budget.divide(len(models)), models.items(), strict=True):
+        examined[name] = _examine_module(
+            model,
+            loss,
+            loader,
+            step=step if step is None or not name else _take_loss(step, name, models),
+            optimizer=([each for each in optimizers if holds(each, model)] if name else []) or optimizers or None,
+            evaluation=evaluation,
+            declared=declared,
+            budget=share,
+            score=score,
+        )
+    return examined
+
+
+def list_findings(examined: Mapping[str, tuple[Subject, Examination]]) -> list[Finding]:
+    """List the findings of one model, or of several with their names."""
+    found = {name: locate_findings(judged, subject) for name, (subject, judged) in examined.items()}
+    return name_findings({name: merge_findings(findings) for name, findings in found.items()})
 
 
 def holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
@@ -165,7 +190,6 @@ def _examine_module(
 
 def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]], budget_s: float | None) -> Report:
     """Make the report of one model, or of several by their names."""
-    found = {name: merge_findings(locate_findings(judged, subject)) for name, (subject, judged) in examined.items()}
     judgements = [each for _, examination in examined.values() for each in examination.judgements]
     words = {name: subject.form.words for name, (subject, _) in examined.items()}
     verdict = write_verdict(
@@ -179,7 +203,7 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
         ],
         budget_s=BUDGET_S if budget_s is None else budget_s,
     )
-    return Report(title, name_findings(found), verdict)
+    return Report(title, list_findings(examined), verdict)
 
 
 def _list_gaps(subjects: Sequence[Subject]) -> list[str]:
@@ -298,14 +322,15 @@ def make_subject(
         form,
         _split(batches, form, model),
         evaluated,
-        _list_optimizers(optimizer),
+        list_values(optimizer),
         _get_loader(loader),
         _get_loader(evaluation) if evaluated else None,
     )
 
 
-def _list_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    return [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+def list_values(value: Any) -> list[Any]:
+    """List a value alone, or the values of a list or tuple; none for None."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _split_evaluation(evaluation: Any, form: Form, model: nn.Module) -> list[Batch]:
@@ -357,6 +382,13 @@ def name_models(models: Any, *, caller: str) -> dict[str, nn.Module]:
         if not isinstance(value, nn.Module):
             raise UserError(f"{caller}: a model is an nn.Module; found {type(value).__name__}")
     return named
+
+
+def name_prefixes(model: Any) -> dict[str, nn.Module]:
+    """Name the models that are watched by prefixes of their parameters: "" for one, else its key or index."""
+    if not isinstance(model, list | tuple | Mapping):
+        return {"": name_models([model], caller="watch")["0"]}
+    return {f"{name}.": each for name, each in name_models(model, caller="watch").items()}
 
 
 def _get_loader(value: Any) -> Any:

@@ -50,6 +50,15 @@ class Examination:
         findings = [finding for judgement in self.judgements for finding in judgement.findings]
         self.findings = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
+    def join(self, other: Examination) -> Examination:
+        """Join what was judged here and elsewhere of one program: each rule once, broken where it is so in either."""
+        known, judged = (
+            {each.rule.judge: each for each in one.judgements if each.outcome in ("held", "broken")}
+            for one in (self, other)
+        )
+        added = {judge: each for judge, each in judged.items() if judge not in known or each.outcome == "broken"}
+        return Examination([*self.findings, *other.findings], [*(known | added).values()])
+
     def list_reasons(self, *outcomes: Outcome) -> list[str]:
         """List the reasons of some outcomes, each once, those of most rules first."""
         reasons = [judgement.reason for judgement in self.judgements if judgement.outcome in outcomes]

@@ -240,13 +240,14 @@ CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
 }
 """Ways in which a model is called with the inputs of a batch."""
 INSIDE = "the loss inside of outputs"
+FIRST_OUTPUT = "outputs[0], target"
 EVALUATIONS: dict[str, Callable[[Any, Any], tuple[Any, ...]]] = {
     "outputs, target": lambda outputs, target: (outputs, target),
     "outputs, batch": lambda outputs, target: (outputs, target),
     "outputs, *target": lambda outputs, target: (outputs, *target),
     "*outputs, target": lambda outputs, target: (*_list_values(outputs), target),
     "*outputs, *target": lambda outputs, target: (*_list_values(outputs), *target),
-    "outputs[0], target": lambda outputs, target: (_list_values(outputs)[0], target),
+    FIRST_OUTPUT: lambda outputs, target: (_list_values(outputs)[0], target),
     "outputs[0], target, *outputs[1:]": lambda outputs, target: (
         _list_values(outputs)[0],
         target,

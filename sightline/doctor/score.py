@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from sightline.doctor.form import Batch, standing_in
 from sightline.doctor.objects import get_python_function
 from sightline.doctor.snapshots import Snapshot
 from sightline.doctor.subject import count_samples, take_rows
+from sightline.instrument import InterceptedOperators, replace_function
 from sightline.instrument.random_state import seed_all
 
 _MAX_FIGURES = 256
@@ -34,13 +37,15 @@ _OF_LOADER = re.compile(r"load|data|batch|set", re.IGNORECASE)
 class Scored(NamedTuple):
     """Figures that a score has returned, by name; "" for a number alone.
 
-    `modes` are the flags `training` of the model's calls, `num_rows` the samples that it was called with, `changed` the
-    names of parameters, buffers and gradients of the model that are others afterwards.
+    `modes` are the flags `training` of the model's calls, `num_rows` the samples that it was called with, `outputs` the
+    first output of each call with a row for each of them, `changed` the names of parameters, buffers and gradients of
+    the model that are others afterwards.
     """
 
     figures: dict[str, float]
     modes: list[bool]
     num_rows: int
+    outputs: list[Tensor]
     changed: list[str]
 
 
@@ -78,16 +83,20 @@ class Score:
 
         What the function prints is not shown. Raises UserError for what is no figure.
         """
-        modes, rows = list[bool](), list[int]()
+        modes, rows, outputs = list[bool](), list[int](), list[Tensor]()
 
         def observe(module: nn.Module, args: Any, kwargs: Any) -> None:
             modes.append(module.training)
             rows.append(next((count_rows(tensor) for _, tensor in dense_leaves((args, kwargs))), 0))
 
+        def keep(module: nn.Module, args: Any, value: Any) -> None:
+            found = (each for _, each in dense_leaves(value) if rows and count_rows(each) == rows[-1])
+            outputs.extend(each.detach().clone() for each in itertools.islice(found, 1))
+
         seed_all(seed)
         copied.train(training)
         before = _read_state(copied)
-        handle = copied.register_forward_pre_hook(observe, with_kwargs=True)
+        handles = copied.register_forward_pre_hook(observe, with_kwargs=True), copied.register_forward_hook(keep)
         silent = io.StringIO()
         try:
             with (
@@ -98,13 +107,39 @@ class Score:
             ):
                 value = self.function(*({"model": self.model, "loader": lent}[role] for role in self.roles))
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         figures = read_figures(value)
         if not figures or len(figures) > _MAX_FIGURES:
             raise UserError(f"score: returns a number, or a few by name; found {type(value).__name__}")
         after = _read_state(copied)
         changed = [name for name in after if name not in before or not torch.equal(after[name], before[name])]
-        return Scored(figures, modes, sum(rows), changed)
+        return Scored(figures, modes, sum(rows), outputs, changed)
+
+
+@contextmanager
+def other_draws(shift: int) -> Iterator[None]:
+    """Context in which random numbers are others, also those of generators that the code in it seeds itself.
+
+    `shift` numbers are drawn before each draw of torch; seeds of `random` and NumPy are larger by it.
+    """
+
+    def draw(operator: Any, args: Any, kwargs: Any) -> Any:
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            generator = kwargs.get("generator")
+            device = torch.device("cpu") if generator is None else generator.device
+            torch.rand(shift, generator=generator, device=device)
+        return operator(*args, **kwargs)
+
+    def seed(original: Any, seed: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return original(seed + shift if isinstance(seed, int) else seed, *args, **kwargs)
+
+    owners = (np.random, "default_rng"), (np.random, "seed"), (random, "seed")
+    with contextlib.ExitStack() as stack:
+        for owner, name in owners:
+            stack.enter_context(replace_function(owner, name, seed))
+        stack.enter_context(InterceptedOperators(draw))
+        yield
 
 
 def make_score(function: Any, model: nn.Module, evaluation: Any) -> Score:
@@ -199,13 +234,15 @@ class Part(Dataset[Any]):
 class Portion:
     """Part of the samples of an evaluation, of which loaders can be made; it is small, and divisible by four.
 
-    `is_cut` is true for an evaluation of several batches, `ends_short` for one whose last batch is smaller.
+    `is_cut` is true for an evaluation of several batches, `ends_short` for one whose last batch is smaller. `size` is
+    that of the user's own batches, 0 where it is not known.
     """
 
     num: int
     make: Callable[[Sequence[int], int], Any]
     is_cut: bool
     ends_short: bool
+    size: int
 
     def load(self, size: int, *, is_reversed: bool = False) -> Any:
         """Make a loader of batches of a size, in the order of the samples or in the other."""
@@ -224,7 +261,7 @@ def cut_loader(loader: Any, indices: Sequence[int], samples: Sequence[Any]) -> P
         return DataLoader(data, size, sampler=order, collate_fn=loader.collate_fn)
 
     ends_short = size is not None and drawn > size and drawn % size != 0 and not loader.drop_last
-    return Portion(num, make, size is None or drawn > size, ends_short)
+    return Portion(num, make, size is None or drawn > size, ends_short, size or 0)
 
 
 def cut_batches(batches: Sequence[Any], *, most: int) -> Portion:
@@ -239,7 +276,7 @@ def cut_batches(batches: Sequence[Any], *, most: int) -> Portion:
         chunks = [[*order][start : start + size] for start in range(0, num, size)]
         return [take_rows(whole, chunk) for chunk in chunks]
 
-    return Portion(num, make, len(batches) > 1, len(batches) > 1 and sizes[-1] != sizes[0])
+    return Portion(num, make, len(batches) > 1, len(batches) > 1 and sizes[-1] != sizes[0], sizes[0])
 
 
 def _join_batches(batches: Sequence[Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import ReadTrackingDict, is_dense
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.form import (
+    FIRST_OUTPUT,
     INSIDE,
     CalledForm,
     Form,
@@ -192,7 +193,7 @@ def _list_losses(loss: Callable[..., Any] | None, batch: Any, call: _Call) -> It
             "outputs, *target": 0.0 if many else None,
             "*outputs, target": 1.0,
             "*outputs, *target": 1.5 if many else None,
-            "outputs[0], target": 2.0,
+            FIRST_OUTPUT: 2.0,
             "outputs[0], target, *outputs[1:]": 1.5,
         }.items():
             taken = len(part.keys or (0,)) if "*target" in evaluates else 1

@@ -37,8 +37,8 @@ CHECK_REMEDIES = {
 }
 """Arguments of `sightline.check` that measurements lack, by their names; in the order in which a verdict lists them."""
 WATCH_REMEDIES = {
-    "check": Remedy("the model before its first step", "loss=loss, loader=train_loader"),
-    "reads": Remedy("how samples are read", "loss=loss, loader=train_loader"),
+    "check": Remedy("the model before its first step", "step=step, loader=train_loader"),
+    "reads": Remedy("how samples are read", "loader=train_loader"),
 }
 """The same of `sightline.watch`."""
 LOOP = Remedy("the steps of your loop", "to judge the loop, put `with sightline.watch(model):` around it")

@@ -36,6 +36,7 @@ from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
 from tests.doctor.rows import (
     adversaries,
+    alarms,
     averaged,
     data,
     drawn,
@@ -164,7 +165,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, latents, lengths, losses, models, noise, scores):
+    for family in (alarms, data, latents, lengths, losses, models, noise, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -189,6 +190,7 @@ def _list_modules() -> Iterator[Row]:
         "sound": sound.MODULES,
         "noise": noise.HEALTHY,
         "latents": latents.HEALTHY,
+        "alarms": alarms.HEALTHY,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
@@ -252,7 +254,7 @@ _ODD: dict[str, tuple[Callable[[bool], object], str]] = {
 
 def _list_loops() -> Iterator[Row]:
     families = {"run": run.LOOPS | adversaries.LOOPS, "resumes": resumes.LOOPS, "drawn": drawn.LOOPS}
-    for source, cases in {**families, "averaged": averaged.LOOPS}.items():
+    for source, cases in {**families, "averaged": averaged.LOOPS, "alarms": alarms.LOOPS}.items():
         for name, (causes, loop) in cases.items():
             pair = lambda bug, seed, loop=loop: loop(bug)  # noqa: E731
             yield from _make_pair("loop", f"{source}/{name}", pair, causes.split())
@@ -288,6 +290,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
         "sound": sound.LOOPS,
+        "alarms": alarms.HEALTHY_LOOPS,
         "latents": latents.LOOPS,
         "resumes": resumes.HEALTHY,
         "drawn": drawn.HEALTHY,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import sightline
 from tests.doctor.cases import ROWS
 from tests.doctor.observing import judged, observe
 from tests.doctor.programs import FORMS, PROGRAMS
-from tests.doctor.programs.asking import WAYS
+from tests.doctor.programs.asking import WAYS, watch_step
 from tests.doctor.programs.program import FORMS_OF, Program
 from tests.marks import long_but
 
@@ -71,8 +70,8 @@ def ask(name: str, way: str) -> Answers:
     """Ask about a program in one way, once for all tests."""
     with judged() as judgements:
         alarms = observe(lambda: WAYS[way](PROGRAMS[name]()))
-    is_asked = {judgement.rule.judge.__name__: judgement.outcome in ("held", "broken") for judgement in judgements}
-    reasons = {j.rule.judge.__name__: "" if is_asked[j.rule.judge.__name__] else j.reason for j in judgements}
+    asked = {j.rule.judge.__name__ for j in judgements if j.outcome in ("held", "broken")}
+    reasons = {j.rule.judge.__name__: "" if j.rule.judge.__name__ in asked else j.reason for j in judgements}
     return Answers([alarm.text for alarm in alarms if alarm.severity != "note"], reasons)
 
 
@@ -93,8 +92,9 @@ def test_nothing_is_found_in_a_program_without_a_loss_whose_step_is_not_given(na
 def take_bits(program: Program, *, is_watched: bool) -> list[Tensor]:
     """Train an epoch; return all numbers of its models, and the state of the generator."""
     models = program.watched or program.model
-    optimizers = program.optimizers or program.optimizer
-    with sightline.watch(models, optimizer=optimizers) if is_watched else nullcontext():
+    if is_watched:
+        watch_step(program)
+    else:
         program.train(1)
     states = [model.state_dict() for model in (models.values() if isinstance(models, Mapping) else [models])]
     return [*itertools.chain(*(state.values() for state in states)), torch.get_rng_state()]
@@ -118,6 +118,16 @@ def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> Non
     expected = [rule for rule, reason in plain.items() if not reason]
     lacking = {rule: step.get(rule, "no such rule") for rule in expected if step.get(rule, "no such rule")}
     assert len(lacking) <= (1 - ENOUGH) * len(expected), lacking
+
+
+GIVEN = ("fields_with_ignored_frames", "messages_with_padding", "generator_and_critic")
+
+
+@pytest.mark.parametrize("name", long_but(GIVEN, PROGRAMS))
+def test_a_watch_that_is_given_the_step_asks_all_that_a_check_does(name: str) -> None:
+    way = "step" if PROGRAMS[name]().losses is None else "models"
+    checked, watched = (ask(name, way).reasons for way in (way, "watch_step"))
+    assert [rule for rule, reason in checked.items() if not reason and watched.get(rule, "not asked")] == []
 
 
 WATCHED = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,28 +13,62 @@ from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.objects import iter_reachable
+from sightline.doctor.form import FIRST_OUTPUT, Batch, CalledForm
+from sightline.doctor.objects import find_alive, iter_reachable
 from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all
 
-_MAX_ASKED = 8
+_MAX_ASKED, _NUM_DRAWN = 8, 16
 _FAR = 3.0
 """Noise in the spread of weights, beside which what they have learnt is nothing."""
 
 
 @measure(passes=0.2)
 def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
-    """Leaves of the outputs' graph that want a gradient, and are neither parameters nor inputs, by their paths."""
+    """Leaves of the outputs' graph that want a gradient, and are neither parameters nor of the inputs, by their paths.
+
+    Where there are some, two further passes tell which of them are computed from the inputs.
+    """
     if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
         raise LeftOutError("torch.jit runs the model")
+    if not _list_loose(passed):
+        return {}
+    copied, batch = subject.copy("train"), subject.batches[0]
+    others = subject.batches[1] if len(subject.batches) > 1 else Batch(*(_turn_rows(part) for part in batch))
+    found = []
+    for each in (batch, others):
+        seed_all(0)
+        found.append(_list_loose(subject.run(copied, each)))
+    leaves = _list_kept(*found)
+    reached = iter_reachable(copied, Tensor) if leaves else ()
+    named = {path: leaves.pop(id(tensor)) for path, tensor in reached if id(tensor) in leaves}
+    outside = enumerate(leaves.values(), start=1)
+    return named | {f"tensor {n} outside of the model, of shape {tuple(t.shape)}": t for n, t in outside}
+
+
+def _list_loose(passed: Pass) -> list[Tensor]:
+    """List the leaves of the outputs' graph that are neither parameters nor inputs."""
     roots = [tensor.grad_fn for _, tensor in tree_leaves(passed.outputs)]
     leaves = {id(node.variable): node.variable for node in iter_nodes(roots) if hasattr(node, "variable")}
     for known in (*passed.parameters.values(), *(tensor for _, tensor in tree_leaves(passed.inputs))):
         leaves.pop(id(known), None)
-    reached = iter_reachable(passed.model, Tensor) if leaves else ()
-    found = {path: leaves.pop(id(tensor)) for path, tensor in reached if id(tensor) in leaves}
-    outside = enumerate(leaves.values(), start=1)
-    return found | {f"tensor {n} outside of the model, of shape {tuple(t.shape)}": t for n, t in outside}
+    return list(leaves.values())
+
+
+def _turn_rows(tree: Any) -> Any:
+    return tree_map(tree, lambda _, tensor: tensor.roll(1, 0) if tensor.ndim else tensor)
+
+
+def _list_kept(first: list[Tensor], other: list[Tensor]) -> dict[int, Tensor]:
+    """List, by identity, the leaves of two passes that other inputs leave as they are.
+
+    They are the same objects, or have the same numbers, as those of a layer that is made in each pass. What follows
+    the inputs is an activation of which a gradient is wanted: behind a frozen layer, or before a checkpoint.
+    """
+    held = {id(tensor): tensor for tensor in other}
+    pairs = zip(first, other, strict=True) if len(first) == len(other) else ()
+    alike = [one for one, two in pairs if one.shape == two.shape and torch.equal(one, two)]
+    return {id(tensor): tensor for tensor in first if id(tensor) in held} | {id(tensor): tensor for tensor in alike}
 
 
 @measure()
@@ -42,11 +78,23 @@ def read_by_loss(subject: Subject, passed: Pass) -> frozenset[str]:
     return frozenset(name for name, parameter in subject.model.named_parameters() if id(parameter) in leaves)
 
 
+@measure()
+def left_out(subject: Subject, passed: Pass) -> frozenset[str]:
+    """Parameters below outputs that the loss is not given, where that was guessed: of several, it takes the first."""
+    form, outputs = subject.form, passed.outputs
+    if not isinstance(form, CalledForm) or form.evaluates != FIRST_OUTPUT or not isinstance(outputs, list | tuple):
+        return frozenset()
+    roots = [tensor.grad_fn for _, tensor in tree_leaves(outputs[1:])]
+    leaves = {id(node.variable) for node in iter_nodes(roots) if hasattr(node, "variable")}
+    return frozenset(name for name, parameter in passed.parameters.items() if id(parameter) in leaves)
+
+
 class Unreached(NamedTuple):
     """Parameters of an owner, such as an optimiser, that have no gradient after `num_passes` backward passes.
 
-    `why`: their layers "run", or "are cut" where nothing freezes them, "never run", or "are chosen" in turns with
-    others; the loss that holds them leaves them "unused"; "all" have none. `total` counts the owner's parameters.
+    `why`: they "are frozen"; their layers "run", or "are cut" where nothing freezes them, "never run", or "are chosen"
+    in turns with others; the loss that holds them leaves them "unused"; "all" have none. `total` counts the owner's
+    parameters.
     """
 
     owner: str
@@ -71,10 +119,14 @@ def gradients(subject: Subject, passed: Pass) -> Gradients:
     """Differentiate the loss of each batch at the model's weights, in passes of one copy, and of two at jittered ones.
 
     A layer that rests in every other pass runs in one of them. Where all is 0, the weights are moved far: a margin that
-    training has satisfied stays so beside them.
+    training has satisfied stays so beside them. There are none where all is frozen that an optimiser holds.
     """
     if not any(parameter.requires_grad for parameter in passed.parameters.values()):
-        raise NotApplicableError("no parameter wants a gradient")
+        held = [p for each in subject.optimizers for group in each.param_groups for p in group["params"]]
+        is_held = not list_held(subject.optimizers).isdisjoint(map(id, subject.model.parameters()))
+        if not is_held or any(p.requires_grad for p in held):  # what is trained may be a latent
+            raise NotApplicableError("no parameter wants a gradient")
+        return Gradients({}, {})
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
     copied = subject.copy("train")
@@ -124,13 +176,20 @@ class Uncovered(NamedTuple):
 
 @measure()
 def uncovered(subject: Subject, gradients: Gradients) -> Uncovered:
-    """Compare the parameters that get a gradient with those of the optimisers."""
+    """Compare the parameters that get a gradient with those of the optimisers, named or not."""
     if not subject.optimizers:
         raise NotApplicableError("no optimizer was given", lacks="optimizer")
-    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = list_held(subject.optimizers)
     own = {name: id(parameter) for name, parameter in subject.model.named_parameters()}
     names = [name for name, state in gradients.own.items() if state == "some" and own[name] not in held]
+    elsewhere = list_held(find_alive(torch.optim.Optimizer)) if names else set()
+    names = [name for name in names if own[name] not in elsewhere]
     return Uncovered(names, len(gradients.own), len(held & {*own.values()}), len(held - {*own.values()}))
+
+
+def list_held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    """List, by identity, the parameters in the groups of optimisers."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 @measure()
@@ -223,6 +282,28 @@ def _move(model: nn.Module, original: nn.Module, names: list[str]) -> None:
     for name in names:
         noise = torch.randn(parameters[name].shape, generator=torch.Generator().manual_seed(4))
         parameters[name].add_(noise.to(parameters[name]) * (parameters[name].abs().mean() + 0.1))
+
+
+@measure(passes=3)
+def dropped(subject: Subject, gradients: Gradients) -> list[str]:
+    """Name weights whose gradient is exactly 0 in training mode, and is none in evaluation mode: all is dropped.
+
+    Only where there are some, they are asked in further passes, of other draws and weights.
+    """
+    names = [name for name, state in gradients.own.items() if {state, gradients.moved[name]} == {"zero"}]
+    own = dict(subject.model.named_parameters())
+    names = [name for name in names if own[name].ndim > 1]
+    if not names:
+        return []
+    evaluated = _merge([_read(subject.run(subject.copy("eval"), batch)) for batch in subject.batches[:2]])
+    names = [name for name in names if evaluated[name] == "some"]
+    for seed, batch in zip(range(_NUM_DRAWN), itertools.cycle(subject.batches)):
+        if names:
+            model = subject.jitter(subject.copy("train"), seed=seed)
+            seed_all(seed)
+            states = _read(subject.run(model, batch))
+            names = [name for name in names if states[name] == "zero"]
+    return names
 
 
 @measure(passes=1)

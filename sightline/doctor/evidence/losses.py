@@ -25,6 +25,8 @@ _SCORES = (0.01, 4.0, 30.0, 1000.0)
 _MAX_STEPS, _MAX_S = 150, 0.6
 """Steps of an optimisation of outputs, and what they may take a usual processor, as their work is counted."""
 _SHIFTS = (0, 1, -1)
+_MAX_TURNED = 0.1
+"""Share of the distance to a target, as it is, up to which outputs are a target with samples along another axis."""
 
 
 def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target: object = None) -> Tensor:
@@ -164,8 +166,11 @@ def _list_candidates(slope: Slope, path: str, target: Tensor) -> Iterator[Labell
         if is_flat or moved.shape[:-1] == target.shape or target.squeeze().shape == moved.shape[:-1]:
             shape = target.shape if is_flat else moved.shape[:-1]
             wanted = target.reshape(shape).long()
+            rows = moved.reshape(*shape, num)
             for shift in _SHIFTS if wanted.ndim == 2 else (0,):
-                yield Labelled(slope, path, axis, moved.reshape(*shape, num), _shift(wanted, shift), shift)
+                yield Labelled(slope, path, axis, rows, _shift(wanted, shift), shift)
+            if wanted.ndim > 1 and shape[0] == shape[1]:  # outputs may have their steps first, of as many samples
+                yield Labelled(slope, path, axis, rows, wanted.transpose(0, 1), 0)
 
 
 def _shift(labels: Tensor, by: int) -> Tensor:
@@ -485,15 +490,25 @@ def best_numbers(
             if not is_match or target.numel() < _MIN_PLACES or len(target.unique()) < 4:
                 continue
             counted = slope.gradient.flatten() != 0
-            outputs = {**free.outputs, slope.path: target.reshape(slope.output.shape).to(slope.output)}
+            wanted = _bring_samples_first(target.reshape(slope.output.shape), free.outputs[slope.path])
+            outputs = {**free.outputs, slope.path: wanted.to(slope.output)}
             at_target = float(value_of(subject, passed, outputs))
-            best, wanted = free.outputs[slope.path].flatten(), target.flatten()
+            best, wanted = free.outputs[slope.path].flatten(), wanted.flatten()
             if bool(counted.sum() >= _MIN_PLACES):
                 pair = best[counted].double(), wanted[counted].double()
                 found.append((slope.path, *pair, at_target, free.best))
     if not found:
         raise NotApplicableError("no target of numbers")
     return found
+
+
+def _bring_samples_first(target: Tensor, best: Tensor) -> Tensor:
+    """Turn a target of as many steps as samples where the outputs that it is compared with have the steps first."""
+    if target.ndim < 2 or target.shape[0] != target.shape[1]:
+        return target
+    turned = target.transpose(0, 1)
+    own, other = (float((best - each).abs().mean()) for each in (target, turned))
+    return turned if other < _MAX_TURNED * own else target
 
 
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {

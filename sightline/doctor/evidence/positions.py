@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import LeftOutError, NotApplicableError
+from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.reading import Source, open_source
 from sightline.doctor.form import Batch
+from sightline.doctor.objects import preserve_generators
 from sightline.doctor.subject import Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument.random_state import seed_all
 
-_BOUND, _MAX_COMPARED = 1e-3, 4096
+_BOUND, _MAX_COMPARED, _NUM_COLLATED = 1e-3, 4096, 5
 """Share of the spread of an output beyond which it has moved; float32 sums differ by 1e-6."""
 
 
@@ -54,10 +57,12 @@ def _measure(first: Tensor, other: Tensor, whole: Tensor) -> float:
 def neighbours(subject: Subject) -> list[Reach]:
     """Put one half of a batch in the place of the other, and turn its order: a sample keeps its outputs."""
     batch = subject.batches[0]
-    count = count_samples(batch)
+    axes = _find_axes(subject)
+    sizes = {t.shape[axes[path]] for path, t in dense_leaves(batch.inputs) if path in axes}
+    count = sizes.pop() if len(sizes) == 1 else count_samples(batch)
     if count < 4:
         raise NotApplicableError("no row for each sample")
-    if any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
+    if not axes and any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes or steps")
     if any(_numbers_samples(t, count) for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows are points or nodes of numbered samples")
@@ -65,28 +70,99 @@ def neighbours(subject: Subject) -> list[Reach]:
         raise LeftOutError("inputs and target are not divided")
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes of one graph")
-    model, half = _probe(subject), count // 2
-    first, again = (_answer(subject, model, batch.inputs, seed=seed) for seed in (0, 1))
+    model, half, is_by_rows = _probe(subject), count // 2, not any(axes.values())
+
+    def answer(rows: Tensor, seed: int = 0) -> dict[str, Tensor]:
+        outputs = _answer(subject, model, _take(batch.inputs, axes, rows), seed=seed)
+        return _bring_samples_first(outputs, fewer) if axes else outputs
+
+    every = torch.arange(count)
+    fewer = _answer(subject, model, _take(batch.inputs, axes, every[:-1])) if axes else {}
+    first, again = (answer(every, seed) for seed in (0, 1))
+    first = first if axes else {name: t for name, t in first.items() if not _is_square(t)}
     if not any(t.ndim and len(t) == count for t in first.values()):
         raise NotApplicableError("no output of each sample")
     found: list[Reach] = []
-    for kept in (torch.arange(half), torch.arange(count - half, count)):
-        rows = torch.arange(count) % half + int(kept[0])
+    for kept in (every[:half], every[count - half :]):
+        rows = every % half + int(kept[0])
         rows[kept] = kept
-        other = _answer(subject, model, take_rows(batch.inputs, rows))
-        reached = list(_compare(first, again, other, count, (kept, kept)))
+        reached = list(_compare(first, again, answer(rows), count, (kept, kept)))
         if reached and _reach_by_lengths(subject, model):
             raise NotApplicableError("padding reaches samples, which is judged by itself")
-        name = _find_mixing(subject, model, rows, kept) if reached and not found else ""
+        name = _find_mixing(subject, model, rows, kept) if reached and not found and is_by_rows else ""
         found += [reach._replace(module=name) for reach in reached]
-    order = torch.arange(count).roll(1)
-    turned = _answer(subject, model, take_rows(batch.inputs, order))
-    reached = list(_compare(first, again, turned, count, (order, torch.arange(count))))
-    name = _find_mixing(subject, model, order, torch.arange(count)) if reached and not found else ""
+    order = every.roll(1)
+    reached = list(_compare(first, again, answer(order), count, (order, every)))
+    name = _find_mixing(subject, model, order, every) if reached and not found and is_by_rows else ""
     found += [reach._replace(module=name) for reach in reached]
-    if found and subject.loader is None and _is_by_columns(subject, model, batch):
+    if found and not axes and _is_by_columns(subject, model, batch):
         raise NotApplicableError("samples lie along axis 1")
     return found
+
+
+def _is_square(tensor: Tensor) -> bool:
+    """Return True for an output whose first two axes are as long, as those of each sample with each are."""
+    return tensor.ndim > 1 and tensor.shape[0] == tensor.shape[1]
+
+
+def _find_axes(subject: Subject) -> dict[str, int]:
+    """Find the axis of each input along which samples lie, by their paths; none where it is not known.
+
+    The loader's `collate_fn` is given some samples, and twice one less: it is the axis that is one shorter both times,
+    whatever the sizes are. A padded length is so at most once.
+    """
+    source = attempt("source", open_source, {"loader": subject.loader, "form": subject.form, "lacks": "loader"})
+    if isinstance(source, MissingError) or getattr(source.loader, "collate_fn", None) is None:
+        return {}
+    shapes = attempt("axes", _collate_shapes, {"source": source})
+    if isinstance(shapes, MissingError):
+        return {}
+    (whole, *fewer), axes = shapes, dict[str, int]()
+    if any(each.keys() != whole.keys() or any(len(each[n]) != len(whole[n]) for n in each) for each in fewer):
+        return {}
+    for name, size in whole.items():
+        shorter = [
+            {axis for axis, (a, b) in enumerate(zip(size, each[name], strict=True)) if a == b + 1} for each in fewer
+        ]
+        common = set.intersection(*shorter)
+        if len(common) == 1:
+            axes[name] = common.pop()
+    current = {name: t.ndim for name, t in dense_leaves(subject.batches[0].inputs)}
+    is_known = {name: len(size) for name, size in whole.items()} == current and len(axes) == len(whole)
+    return axes if is_known else {}
+
+
+def _collate_shapes(source: Source) -> list[dict[str, tuple[int, ...]]]:
+    """Collate a few samples, all but the last, and all but the first; return the shapes of the inputs."""
+    found = []
+    with preserve_generators(source.generators()):
+        samples = source.list_samples(_NUM_COLLATED)
+        for part in (samples, samples[:-1], samples[1:]):
+            batch = source.form.split(source.loader.collate_fn(copy.deepcopy(part)))
+            found.append({name: tuple(t.shape) for name, t in dense_leaves(batch.inputs)})
+    return found
+
+
+def _take(inputs: Any, axes: Mapping[str, int], rows: Tensor) -> Any:
+    """Take samples of inputs, along the axis of each; along the first where none is known."""
+    if not axes:
+        return take_rows(inputs, rows)
+    return tree_map(inputs, lambda name, t: t.index_select(axes[name], rows.to(t.device)) if name in axes else t)
+
+
+def _bring_samples_first(outputs: dict[str, Tensor], fewer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move the axis that is shorter with one sample less to the front of each output; leave out those without one.
+
+    Those in which two of as many places are shorter are of each sample with each.
+    """
+    moved = dict[str, Tensor]()
+    for name, value in outputs.items():
+        other = fewer.get(name)
+        if other is not None and other.ndim == value.ndim:
+            shorter = [axis for axis in range(value.ndim) if value.shape[axis] != other.shape[axis]]
+            is_clear = len(shorter) == 1 or (shorter[:1] == [0] and not _is_square(value))
+            moved |= {name: value.movedim(shorter[0], 0)} if is_clear else {}
+    return moved
 
 
 def _numbers_samples(tensor: Tensor, count: int) -> bool:
@@ -152,8 +228,7 @@ def _compare(
     """List the outputs that differ for samples whose places in the first and in the other pass are given."""
     before, after = places
     for path, value in first.items():
-        is_of_pairs = value.ndim > 1 and value.shape[0] == value.shape[1]
-        if is_of_pairs or path not in other or other[path].shape != value.shape:
+        if path not in other or other[path].shape != value.shape:
             continue
         pairs = zip(_list_by_sample(value, count), _list_by_sample(other[path], count), strict=True)
         size = min((_measure(a[before], b[after], value) for a, b in pairs), default=0.0)

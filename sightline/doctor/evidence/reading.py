@@ -34,7 +34,7 @@ _NUM_READ = ((1 << 12, 2000), (1 << 18, 400), (1 << 21, 64), (1 << 24, 16), (mat
 """Bytes of a sample, and how many samples of that size a measurement reads at most: all machines read the same."""
 _MIN_READ, _MAX_BATCH_BYTES = 4, 1 << 26
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
-_MAX_STORED, _MIN_DRAWN = 2**24, 8
+_MAX_STORED, _MIN_DRAWN, _MAX_UNEVEN = 2**24, 8, 1.01
 TORCHS = (torch_data.SequentialSampler, torch_data.RandomSampler, torch_data.WeightedRandomSampler)
 """Samplers of torch that draw samples one by one."""
 _SEED = 11
@@ -525,7 +525,11 @@ def split(source: Source, evaluation_source: Source) -> Split:
     for each in (source, evaluation_source):
         with preserve_generators(each.generators()):
             indices = each.take(range(min(each.size, each.most)))
-            keys.append([_hash(each.read(index, _SEED).inputs) for index in indices])
+            read = (each.read(index, _SEED).inputs for index in indices)
+            rows = [(hash(to_bytes(inputs)), _list_few(inputs)) for inputs in read]
+        if rows and all(few for _, few in rows) and _are_on_grid([few for _, few in rows]):
+            raise NotApplicableError("inputs that are places of a grid")
+        keys.append([key for key, _ in rows])
     first, second = set(keys[0]), set(keys[1])
     common = first & second
     repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))
@@ -558,10 +562,24 @@ def find_shared_set(one: Any, other: Any) -> SharedSet:
     return SharedSet(type(one.dataset).__name__, names)
 
 
-def _hash(inputs: Any) -> int:
-    if sum(leaf.numel() for leaf in list_leaves(inputs)) < 4:
-        raise LeftOutError("inputs of too few numbers")
-    return hash(to_bytes(inputs))
+def _list_few(inputs: Any) -> list[float]:
+    """List the numbers of inputs of less than four; none of others."""
+    leaves = list_leaves(inputs)
+    return [float(n) for leaf in leaves for n in leaf.flatten()] if sum(leaf.numel() for leaf in leaves) < 4 else []
+
+
+def _are_on_grid(rows: Sequence[Sequence[float]]) -> bool:
+    """Return True for rows of few numbers each of which takes values at equal distances, or of equal ratios.
+
+    Places at which a function is fitted may be those at which it is evaluated.
+    """
+    for column in zip(*rows, strict=False):
+        values = np.unique(column)
+        scales = [values, np.log(values)] if len(values) and values[0] > 0 else [values]
+        steps = [np.diff(scale) for scale in scales]
+        if len(values) > 2 and not any(each.max() < _MAX_UNEVEN * each.min() for each in steps):
+            return False
+    return True
 
 
 @measure()

@@ -31,6 +31,8 @@ from sightline.doctor.rules import rule
 
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8
 _MAX_CHANCE = 1e-4
+_MAX_RATIO = 1.8
+"""Ratio of two spreads beyond which scalings differ: numbers of -1 to 1 beside those of 0 to 1 have one of about 2."""
 _MIN_REPEATED = 6
 """Different batches in a row that came in this order before: a shuffled set never gives so many."""
 
@@ -403,7 +405,9 @@ def dropped_remainder(evaluation_remainder: Mapping[str, int]) -> Fault | None:
 )
 def input_statistics(input_gaps: list[Gap]) -> Fault | None:
     """Compare inputs of training and evaluation, channel by channel, with what samples differ by."""
-    broken = [gap for gap in input_gaps if gap.z > 6 and (abs(gap.mean) > 1 or not 0.5 < gap.ratio < 2)]
+    broken = [
+        gap for gap in input_gaps if gap.z > 6 and (abs(gap.mean) > 1 or not 1 / _MAX_RATIO < gap.ratio < _MAX_RATIO)
+    ]
     if not broken:
         return None
     worst = max(broken, key=lambda gap: abs(gap.mean) + abs(float(np.log(gap.ratio))))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves, is_float
@@ -122,12 +123,18 @@ def repeated_layer(subject: Subject, passed: Pass) -> Iterator[Fault]:
                 return
 
 
+_ON_NOISE = (
+    "if figures of evaluation are to repeat, return the mean of what is drawn where self.training is false, or seed "
+    "torch before each evaluation"
+)
+
+
 @rule(
     "random-evaluation",
     "error",
     "eval.mode sys.nondeterminism",
     holds="outputs in evaluation mode do not depend on the seed of the random numbers",
-    do="give F.dropout its training=self.training, and draw nothing in forward() in evaluation mode",
+    do="give F.dropout its training=self.training",
 )
 def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> Iterator[Fault]:
     """Compare two passes in evaluation mode with one seed each; draws that are no dropout may be meant: a note."""
@@ -143,6 +150,7 @@ def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> 
             f"the output{f' {path}' if path else ''} in evaluation mode depends on the seed",
             measured=f"two seeds differ by up to {size:.3g}, equal seeds by 0",
             severity=None if drops_in_evaluation else "note",
+            action="" if drops_in_evaluation else _ON_NOISE,
         )
         return
 
@@ -205,6 +213,7 @@ _REASONS: dict[str, tuple[str, str, Severity | None]] = {
     ),
     "never run": ("their layers never run", "model.structure", None),
     "are chosen": ("their layers never run; others of their kind run at some updates", "model.structure", "note"),
+    "are frozen": ("requires_grad is False for all that the optimizer holds", "model.frozen_unintended", "error"),
     "unused": ("the loss that holds them does not depend on them", "loss.detached model.structure", "error"),
 }
 """By why parameters have no gradient: the words, and causes and severity, if not those of the rule."""
@@ -217,8 +226,23 @@ _REASONS: dict[str, tuple[str, str, Severity | None]] = {
     holds="a parameter that moves the loss gets a gradient from it",
     do="remove the detach(), no_grad(), round(), argmax() or .data between the parameter and the loss",
 )
-def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
-    """Name parameters that move the loss and get no gradient; those of a copy of trained ones are a teacher's."""
+def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool], dropped: list[str]) -> Iterator[Fault]:
+    """Name parameters that move the loss and get no gradient; those of a copy of trained ones are a teacher's.
+
+    Some move it in evaluation mode alone, since while training everything behind them is dropped.
+    """
+    if dropped:
+        layers = [n for n, m in subject.model.named_modules() if isinstance(m, _DropoutNd) and m.p == 1]
+        name = f", '{layers[0]}' with p=1" if layers else ""
+        yield Fault(
+            f"while training, all that {len(dropped)} parameter(s) compute is dropped{name}: "
+            f"{join_some(dropped, most=4)}",
+            measured="in training mode, in 16 passes at jittered weights, the gradient is exactly 0; in evaluation "
+            "mode it is not",
+            causes=("model.structure", "loss.detached"),
+            action="set the p of a dropout, which is the share that is dropped, far below 1",
+            where=FindingLocation(param=dropped[0], layer=layers[0] if layers else None),
+        )
     held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
     own = dict(subject.model.named_parameters())
     trained = [own[name] for name in gradients.own if name not in silent]
@@ -280,7 +304,11 @@ def cut_draw(cut_draws: list[CutDraw]) -> Iterator[Fault]:
     do="call the layer in forward(), return what it computes to the loss, or remove it",
 )
 def unused_parameters(
-    subject: Subject, gradients: Gradients, silent: dict[str, bool], read_by_loss: frozenset[str]
+    subject: Subject,
+    gradients: Gradients,
+    silent: dict[str, bool],
+    read_by_loss: frozenset[str],
+    left_out: frozenset[str],
 ) -> Iterator[Fault]:
     """Name parameters outside of the graph, where others are inside; a list of experts is read in part."""
     own = dict(subject.model.named_parameters())
@@ -298,7 +326,7 @@ def unused_parameters(
         and unused[patterns[name]] > used[patterns[name]]
         and id(own[name]) in (held or {id(own[name])})
     ]
-    names = [name for name in names if name not in read_by_loss]
+    names = [name for name in names if name not in read_by_loss | left_out]
     if names and len(names) < len(gradients.own):
         yield Fault(
             f"the loss does not depend on {len(names)} parameter(s): {join_some(names, most=4)}",
@@ -316,6 +344,13 @@ def unused_parameters(
 )
 def nothing_learnt(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
     """Report a loss whose gradient is exactly 0 at all weights and batches, or at those of two factors that are 0."""
+    if not gradients.own:
+        yield Fault(
+            "the optimizer holds parameters of this model, all of which are frozen: nothing can be learnt",
+            measured="requires_grad is False for each of its parameters",
+            causes=("model.frozen_unintended",),
+            action="call model.requires_grad_(True) where its own turn to be updated begins",
+        )
     own, states = {*gradients.own.values()}, {*gradients.own.values(), *gradients.moved.values()}
     trained = [p.detach() for name, p in subject.model.named_parameters() if name in gradients.own]
     if "some" in states and own <= {"none", "zero"} and len(trained) > 1 and not any(bool(p.any()) for p in trained):
@@ -452,7 +487,8 @@ def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
     "error",
     "data.padding model.structure",
     holds="padded places do not reach outputs of true ones, and true ones reach each other",
-    do="give the mask in the form that the layer wants: key_padding_mask is True at padding",
+    do="give the mask in the form that its call wants: key_padding_mask of nn.MultiheadAttention is True at padding, a "
+    "mask of scaled_dot_product_attention True at what is read",
 )
 def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
     """Find a mask upside down, and a mask among the inputs that leaves padding in."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from sightline.contract.errors import join_some
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.scores import Cuts, Difference, Modes, Scoring
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
@@ -54,6 +55,8 @@ def score_of_batches(scoring: Scoring, score_cuts: Cuts) -> Iterator[Fault]:
     (half, quarter), where = score_cuts.sizes, scoring.score.where
     if score_cuts.lacks_last:
         return
+    if score_cuts.excuse:
+        raise NotApplicableError(score_cuts.excuse)
     sums = [each for each in score_cuts.equal if _is_sum(each)]
     others = [each for each in score_cuts.equal if each not in sums]
     found = others or sums

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
-from sightline.doctor.evidence.coverage import Uncovered, Unreached
+from sightline.doctor.evidence.coverage import Uncovered, Unreached, list_held
 from sightline.doctor.evidence.live.updates import Idle, Repeated
-from sightline.doctor.objects import iter_reachable
+from sightline.doctor.objects import find_alive, iter_reachable
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.gradients import frozen_beside, gradients_cleared, gradients_kept, zero_gradients
 from sightline.doctor.rules.model import unreached_parameters, unregistered
@@ -212,12 +213,24 @@ class ReachMonitor(Monitor):
             yield from self._unused_faults(loop, track)
 
     def _unused_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        """Yield a fault for an optimiser without an update, beside one with many, whose parameters have gradients."""
+        """Yield a fault for an optimiser without an update, beside one with many, whose parameters have gradients.
+
+        And for one with updates of frozen parameters alone, none of which has moved.
+        """
         updates = max(other.num_updates for other in loop.tracks.values())
         wanted = {name: p for name, p in track.parameters.items() if p.requires_grad}
-        moved = [p for p in wanted.values() if self._old_versions.get(id(p)) != p._version]
-        if wanted and not (track.num_updates or moved) and all(id(p) in self._reached for p in wanted.values()):
+        moved = {name for name, p in track.parameters.items() if self._old_versions.get(id(p)) != p._version}
+        if (
+            wanted
+            and not (track.num_updates or moved & wanted.keys())
+            and all(id(p) in self._reached for p in wanted.values())
+        ):
             yield from find_by(idle_optimizer, idle=Idle(track.name, [*wanted], updates))
+        is_frozen = not (
+            moved or any(p.requires_grad for group in track.optimizer.param_groups for p in group["params"])
+        )
+        if is_frozen and track.parameters and track.num_updates >= _NUM_SILENT:
+            yield from _find_unreached(track, [*track.parameters], "are frozen")
 
     def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Yield a fault for parameters that have run and have no gradient at the first update."""
@@ -271,7 +284,8 @@ class ReachMonitor(Monitor):
         """Judge trainable parameters of the models that get gradients, and that no known optimiser holds.
 
         What gets none, as a teacher whose outputs are detached, is not to be trained; gradients may be older than the
-        loop. Nor what is trained through the model: a latent, an image or a prompt. Those of a second model have
+        loop. Nor what an optimiser holds that the loop has not used so far, or what is trained through the model: a
+        latent, an image or a prompt. Those of a second model have
         theirs later: each is judged until it was seen, and again unless it `is_sure`, as an optimiser may come next.
         """
         held = [p for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]]
@@ -290,6 +304,8 @@ class ReachMonitor(Monitor):
             self._is_covered = False
             names = [name for name in names if name in before]
         shapes = [p.shape for p in held if id(p) not in own_ids]
+        elsewhere = list_held(find_alive(torch.optim.Optimizer)) - held_ids if names else set()
+        names = [name for name in names if id(own[name]) not in elsewhere]
         is_replaced = bool(shapes) and all(own[name].shape in shapes for name in names)
         if not names or (not is_replaced and not held_ids & own_ids and needs_inputs(loop)):
             return

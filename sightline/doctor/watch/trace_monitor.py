@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -48,6 +48,8 @@ _MAX_CLASSES = 64
 _MAX_TRAINED, _MAX_NODES, _MAX_NORMED = 50_000, 20_000, 1_000_000
 _JUDGED = frozenset((50, 200, 1000))
 _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
+_MEANS = frozenset("Mean Sum Stack Cat View UnsafeView ReshapeAlias Unsqueeze Squeeze Expand ToCopy".split())
+"""Operations that add, or collect what is added: two outputs below one of them are not compared with each other."""
 
 
 class TraceMonitor(Monitor):
@@ -219,14 +221,16 @@ class TraceMonitor(Monitor):
             trace.addends.append(BackwardAddends([]))
 
     def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
-        """Take the sum of the loss apart, and compare the outputs of the passes that it reads."""
+        """Take the sum of the loss apart, and compare the outputs of two passes that one of its terms reads."""
         self._keep_average_norms(loop)
         passes, self._outputs = self._outputs, []
         pairs = [pair for pair in itertools.pairwise(passes) if pair[0][1].shape == pair[1][1].shape]
         pairs = [] if pairs and self._has_kept_inputs(loop) else pairs
-        nodes = set(iter_nodes([root.grad_fn])) if pairs else set()
+        terms = [set(iter_nodes([term])) for term in list_addends(root.grad_fn, through=_MEANS)] if pairs else []
         self.trace.twins += [
-            (a == b).all() for (one, a), (other, b) in pairs if one is not other and {one, other} <= nodes
+            (a == b).all()
+            for (one, a), (other, b) in pairs
+            if one is not other and any({one, other} <= nodes for nodes in terms)
         ]
         if self.trace.num_backward < _MAX_ADDENDS:
             own = {id(parameter) for parameter in loop.parameters().values()}
@@ -357,8 +361,8 @@ def _answer(call: ForwardCall, classes: list[Tensor]) -> tuple[Tensor, Tensor] |
     return (scores.argmax(1), fitting[0]) if len(fitting) == 1 else None
 
 
-def list_addends(node: Any) -> list[Any]:
-    """List the nodes whose values a loss adds, with any constant factor."""
+def list_addends(node: Any, *, through: Container[str] = ()) -> list[Any]:
+    """List the nodes whose values a loss adds, with any constant factor, also inside of the operations `through`."""
     found, open_nodes = list[Any](), [node]
     while open_nodes and len(found) < _NUM_DIGITS:
         node = open_nodes.pop()
@@ -366,7 +370,7 @@ def list_addends(node: Any) -> list[Any]:
             continue
         parents = [parent for parent, _ in node.next_functions if parent is not None]
         name = get_node_name(node)
-        if name in ("Add", "Sub", "Neg") or (name in _SUMS and len(parents) == 1):
+        if name in ("Add", "Sub", "Neg") or name in through or (name in _SUMS and len(parents) == 1):
             open_nodes += parents
         else:
             found.append(node)

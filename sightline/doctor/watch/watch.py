@@ -20,10 +20,18 @@ from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.budget import BUDGET_S
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import assert_batches, check_module, measure_levels, name_models
+from sightline.doctor.check import (
+    assert_batches,
+    examine_models,
+    list_findings,
+    list_values,
+    measure_levels,
+    name_prefixes,
+)
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
+from sightline.doctor.form import UnknownForm
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.program_code import find_program_line
@@ -31,6 +39,7 @@ from sightline.doctor.record import Chance
 from sightline.doctor.report import Report
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.non_finite import non_finite
+from sightline.doctor.subject import Subject
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.verdict import write_verdict
 from sightline.doctor.watch.bisection import Search, prepare_search
@@ -83,7 +92,7 @@ logger = logging.getLogger(__name__)
 EVERY = 50
 """Steps between statistics of gradients, updates and outputs."""
 BEFORE_FIRST_STEP = "the model before its first step"
-"""What `loss` and `loader` are for."""
+"""What `step` or `loss`, and `loader`, are for."""
 _MAX_INPUTS = 4
 _FORMS = ((), ("_measured",))
 """Forms of events that are judged at each step, and beside them at those that are measured."""
@@ -171,7 +180,8 @@ class Watch:
         self._search: Search | None = None
         self._lock = threading.RLock()
         self.compares_ranks = False
-        self.check: Callable[[], Report] | None = None
+        self.check: Callable[[], Mapping[str, tuple[Subject, Examination]]] | None = None
+        self._checked = Examination()
         self.observation: Observation | None = None
         self._unsure: list[Finding] = []
         self._lacks = {"check"} if len(models) == 1 else set[str]()
@@ -198,7 +208,7 @@ class Watch:
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
         gaps = [*loop.failures, *passed]
-        first = Examination() if self.observation is None else self.observation.published
+        first = self._checked if self.observation is None else self._checked.join(self.observation.published)
         verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks, first)
         if isinstance(verdict, MissingError):
             verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
@@ -262,7 +272,7 @@ class Watch:
         if self.observation is None or self.observation.examined is None:
             self._publish_all(self._unsure)
         elif "check" in self._lacks:
-            self._lacks = {"reads"}
+            self._lacks = set() if self._checked.judgements else {"reads"}
         self._unsure = []
         loop.call, loop.model_inputs = None, []
 
@@ -281,18 +291,21 @@ class Watch:
             self._loop.fail(failure, "not judged")
         return not isinstance(failure, MissingError)
 
-    def _check(self, check: Callable[[], Report]) -> None:
+    def _check(self, check: Callable[[], Mapping[str, tuple[Subject, Examination]]]) -> None:
+        """Check the models before their first step, which is examined as well where no call of a model is known."""
         try:
-            findings = check().findings
+            examined = check()
         except UserError as error:  # what cannot be judged is no failure
             self._loop.failures[f"{BEFORE_FIRST_STEP}: {str(error).removeprefix('check: ')}"] = None
             return
-        findings = [finding for finding in findings if finding.code not in self._declared]
+        findings = [finding for finding in list_findings(examined) if finding.code not in self._declared]
+        is_known = not any(isinstance(subject.form, UnknownForm) for subject, _ in examined.values())
         if self.observation is not None and any(finding.code == "first-step" for finding in findings):
             self._unsure = findings  # the loop may call model and loss in another way
-        else:
-            self._publish_all(findings)
-            self.observation = None
+            return
+        self._publish_all(findings)
+        self._checked = Examination(findings, [each for _, judged in examined.values() for each in judged.judgements])
+        self.observation, self._lacks = (None, set()) if is_known else (self.observation, {"check"})
 
     def _publish_all(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -527,6 +540,7 @@ def watch(
     ema: nn.Module | Sequence[nn.Module] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     loader: Any = None,
+    step: Callable[[Any], Any] | None = None,
     evaluation: Any = None,
     every: int = EVERY,
     declared: Sequence[str] = (),
@@ -536,9 +550,11 @@ def watch(
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
     `optimizer` and `scheduler` are one, or a list; those that are not named are found as the loop uses them, and so is
-    `ema`, a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
-    `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
+    `ema`, a moving average of the weights that the loop updates. With a `loader`, models are checked before the first
+    step, as `sightline.check` does: by `step(batch)`, which returns the loss, or the losses by the names of several
+    models, or one model by its `loss`, of outputs and targets. Without both, what the loader reads is judged, and the
+    model by its first step. `evaluation` is another loader. `every` is the distance in steps between statistics of
+    gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
     Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
@@ -547,15 +563,15 @@ def watch(
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
-    optimizers = [getattr(one, "optimizer", one) for one in _list(optimizer)]  # of Accelerate and Lightning
+    optimizers = [getattr(one, "optimizer", one) for one in list_values(optimizer)]  # of Accelerate and Lightning
     for one in optimizers:
         if not hasattr(one, "param_groups"):
             raise UserError(f"watch: an optimizer has groups of parameters; found {type(one).__name__}")
     watched = Watch(
-        _name_models(model),
+        name_prefixes(model),
         optimizers=optimizers,
-        schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
-        averages=_list(ema),
+        schedulers=[getattr(one, "scheduler", one) for one in list_values(scheduler)],
+        averages=list_values(ema),
         every=every,
         declared=frozenset(declared),
         bisects=bisect,
@@ -567,26 +583,17 @@ def watch(
     for name, value in (("loader", loader), ("evaluation", evaluation)):
         if value is not None:
             assert_batches(value, name=f"watch: {name}")
-    if check and loss is not None and loader is not None:
-        if not isinstance(model, nn.Module):
-            raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
+    if check and loader is not None:
+        if loss is not None and not isinstance(model, nn.Module):
+            raise UserError("watch: `loss` is of one model; the losses of several are what `step` returns")
+        models = {name.rstrip("."): each for name, each in name_prefixes(model).items()}
         if watched.can_read(loader, BEFORE_FIRST_STEP):
-            is_read = evaluation is None or watched.can_read(evaluation, "the batches of `evaluation`")
-            judge = partial(check_module, model, loss, loader, evaluation=evaluation if is_read else None)
-            watched.check = partial(judge, optimizer=watched.optimizers or None)
-            watched.level_source = partial(measure_levels, model, loss, loader)
+            if evaluation is not None and not watched.can_read(evaluation, "the batches of `evaluation`"):
+                evaluation = None
+            judge = partial(examine_models, models, loss, loader, step=step, evaluation=evaluation)
+            watched.check = partial(judge, optimizer=watched.optimizers or None, declared=declared)
+            if isinstance(model, nn.Module) and loss is not None and step is None:
+                watched.level_source = partial(measure_levels, model, loss, loader)
     elif check and evaluation is not None:
-        lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"the batches of `evaluation`: `{lacking}` is not given"] = None
+        watched._loop.failures["the batches of `evaluation`: `loader` is not given"] = None
     return watched
-
-
-def _name_models(model: Any) -> dict[str, nn.Module]:
-    """Name models by prefixes of their parameters: "" for one, else its key or index."""
-    if not isinstance(model, list | tuple | Mapping):
-        return {"": name_models([model], caller="watch")["0"]}
-    return {f"{name}.": each for name, each in name_models(model, caller="watch").items()}
-
-
-def _list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

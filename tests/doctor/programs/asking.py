@@ -44,12 +44,21 @@ def watch_training(program: Program) -> None:
         program.train()
 
 
+def watch_step(program: Program) -> None:
+    """Watch an epoch of the training, with the step of the loop and its loaders."""
+    models, step = program.watched or program.model, program.losses or program.step
+    optimizers, evaluation = program.optimizers or program.optimizer, program.evaluation
+    with sightline.watch(models, optimizer=optimizers, step=step, loader=program.loader, evaluation=evaluation):
+        program.train(1)
+
+
 WAYS: Mapping[str, Callable[[Program], None]] = {
     "plain": check_plainly,
     "loss": check_loss,
     "step": check_step,
     "models": check_models,
     "watch": watch_training,
+    "watch_step": watch_step,
 }
 
 

@@ -22,6 +22,8 @@ _VALUES = frozenset(
 )
 """Names of functions that draw values. An order, or a choice without replacement, divides what is there."""
 _ORDERS = frozenset(("randperm", "permutation", "shuffle", "sample"))
+_MAKERS = frozenset("arange linspace logspace range zeros ones empty full eye tril triu Generator manual_seed".split())
+"""Names of functions that take sizes, ends and seeds, and no data."""
 _READS = ("__getitem__", "__getitems__", "__iter__")
 _DEPTH, _NUM_SPREAD = 4, 64
 
@@ -90,7 +92,7 @@ def _find_given(data: Any, begin: FunctionType) -> str:
     parameters = {*inspect.signature(begin).parameters} - {"self"}
     for node in ast.walk(tree) if tree is not None else ():
         for target, value in _iter_assigned(node):
-            if not isinstance(target, ast.Attribute) or any(_iter_calls(value, _VALUES)):
+            if not isinstance(target, ast.Attribute) or _is_made(value):
                 continue
             names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)}
             is_given = names & parameters or any(_is_many(begin.__globals__.get(name)) for name in names)
@@ -98,6 +100,16 @@ def _find_given(data: Any, begin: FunctionType) -> str:
             if is_given and _is_many(held) and not _is_of_labels(held, data):
                 return target.attr
     return ""
+
+
+def _is_made(value: ast.expr) -> bool:
+    """Return True for values that the set draws, or makes of sizes and ends: `torch.arange(n) / n`, `[0] * n`."""
+    is_repeated = isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult) and isinstance(value.left, ast.List)
+    return is_repeated or any(_iter_calls(value, _VALUES | _MAKERS))
+
+
+def _get_called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def _is_of_labels(held: Any, data: Any) -> bool:
@@ -138,7 +150,7 @@ def iter_draws(function: FunctionType, kind: type, *, strict: bool = False, dept
         text = ast.unparse(call.func)
         yield Draw(text, function.__name__, function.__code__.co_filename, first + call.lineno - 1)
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        name = _get_called(call)
         is_own = isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "self"
         called = getattr(kind, name, None) if is_own else function.__globals__.get(name)
         if is_own and called is None and strict:
@@ -150,7 +162,7 @@ def iter_draws(function: FunctionType, kind: type, *, strict: bool = False, dept
 def _iter_calls(tree: ast.AST, names: frozenset[str]) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = _get_called(node)
             is_divided = any(
                 word.arg == "replace" and getattr(word.value, "value", True) is False for word in node.keywords
             )
