@@ -290,7 +290,7 @@ def examine_subject(
     `progress` is that of `examine`. `more` is what measurements read beside the subject: the `term` of a loss alone,
     the `score` of a module.
     """
-    given = {"program_reading": Reading(min(Reading.MAX_READING_S, budget.allowed_s / 2)), **more}
+    given = {"program_reading": Reading(min(Reading.MAX_READING_S, budget.allowed_s / 8)), **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         evidence = Evidence({"subject": subject, **given}, budget.seconds, budget.is_patient, budget.ends_s)

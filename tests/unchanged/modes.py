@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor import check as check_room
+from sightline.doctor.budget import Budget
 from sightline.doctor.watch import watch as watch_room
 from tests.unchanged.forms import FORMS
 from tests.unchanged.loops import LOOPS, Program
@@ -53,11 +53,11 @@ MODES: dict[str, Callable[..., Any]] = {
 
 @contextlib.contextmanager
 def short_checks(budget_s: float, monkeypatch: Any) -> Iterator[None]:
-    """Context in which checks take less time than by default."""
-    check = partial(check_room.check_module, budget_s=budget_s)
+    """Context in which checks ask less than by default."""
+    budget = Budget(budget_s)
     with monkeypatch.context() as patch:
-        patch.setattr(watch_room, "check_module", check)
-        patch.setattr(sightline, "check", check)
+        patch.setattr(watch_room, "examine_models", partial(watch_room.examine_models, budget=budget))
+        patch.setattr(Budget, "allow", lambda *_, **named: budget)
         yield
 
 

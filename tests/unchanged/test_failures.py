@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
+from sightline.doctor.budget import Budget
 from sightline.doctor.watch import loop as loop_room
 from sightline.doctor.watch import watch as watch_room
 from sightline.doctor.watch.loop import Loop, OptimizerTrack
@@ -88,13 +89,13 @@ PARTS: list[tuple[Any, str]] = [
     *((Loop, name) for name in ("track", "choose_step", "keep_loss", "place", "parameters", "modules")),
     *((OptimizerTrack, name) for name in ("__post_init__", "read_rate", "marks", "end_update", "measure_small")),
     *((TraceMonitor, name) for name in ("follow", "_begin_epoch", "_keep_classes", "write_verdict", "_examine")),
-    *((watch_room, name) for name in ("hang", "hide_hooks", "observe_backward", "find_obstacle", "check_module")),
+    *((watch_room, name) for name in ("hang", "hide_hooks", "observe_backward", "find_obstacle", "examine_models")),
     *((watch_room, name) for name in ("trace_calls", "start_monitor", "prepare_search")),
-    *((loop_room, name) for name in ("find_user_line", "stack_numbers", "has_slices", "run_unseen")),
+    *((loop_room, name) for name in ("find_program_line", "stack_numbers", "has_slices", "run_unseen")),
 ]
 
 
-_OF_CHECKS = ("_check", "check_module", "find_obstacle")
+_OF_CHECKS = ("_check", "examine_models", "find_obstacle")
 """Parts that only a watch with a loss and loaders has."""
 
 
@@ -105,7 +106,7 @@ def plain_digest() -> str:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(watch_room, "check_module", partial(watch_room.check_module, budget_s=0.0))
+    monkeypatch.setattr(watch_room, "examine_models", partial(watch_room.examine_models, budget=Budget(0.0)))
 
 
 @pytest.mark.usefixtures("unmeasured")

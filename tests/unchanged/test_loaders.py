@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor.check import check_module
+from sightline.doctor.budget import Budget
+from sightline.doctor.check import check_module, examine_models
 from sightline.doctor.loaders import find_obstacle
 from tests.limits import limited
 from tests.unchanged.loops import Augmented
@@ -214,7 +215,7 @@ def train(loader: Any, open_context: Callable[..., Any] | None = None) -> tuple[
 
 def check(model: nn.Module, loader: Any, **named: Any) -> None:
     """Read without passes beyond those that cost nothing."""
-    check_module(model, F.cross_entropy, loader, budget_s=0.0, **named)
+    check_module(model, F.cross_entropy, loader, **named)
 
 
 def check_as_evaluation(model: nn.Module, loader: Any) -> None:
@@ -227,7 +228,9 @@ def watch_with_both(model: nn.Module, loader: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.doctor.watch.watch.check_module", partial(check_module, budget_s=0.0))
+    budget = Budget(0.0)
+    monkeypatch.setattr("sightline.doctor.watch.watch.examine_models", partial(examine_models, budget=budget))
+    monkeypatch.setattr(Budget, "allow", lambda *_, **named: budget)
 
 
 @pytest.mark.parametrize("name", READABLE)

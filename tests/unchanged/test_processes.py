@@ -19,14 +19,14 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import sightline
-from sightline.doctor.check import check_module
+from sightline.doctor.budget import Budget
 from sightline.doctor.evidence import statistics
 from sightline.doctor.processes import leave_others_alone
 from sightline.doctor.watch import watch as watch_room
 
 logging.getLogger("sightline").setLevel(logging.CRITICAL)
 dist.init_process_group("gloo")
-watch_room.check_module = partial(check_module, budget_s=0.1)
+watch_room.examine_models = partial(watch_room.examine_models, budget=Budget(0.1))
 statistics._MAX_TRAIN_S = 0.05
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
 refused = 0

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from sightline.instrument.random_state import seed_all
 
 _NUM_READ = ((1 << 12, 2000), (1 << 18, 400), (1 << 21, 64), (1 << 24, 16), (math.inf, 4))
 """Bytes of a sample, and how many samples of that size a measurement reads at most: all machines read the same."""
-_MIN_READ, _MAX_BATCH_BYTES = 4, 1 << 26
+_MIN_READ, _MAX_BATCH_BYTES, _WAITS = 4, 1 << 26, 6
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
 _MAX_STORED, _MIN_DRAWN, _MAX_UNEVEN = 2**24, 8, 1.01
 TORCHS = (torch_data.SequentialSampler, torch_data.RandomSampler, torch_data.WeightedRandomSampler)
@@ -45,20 +45,15 @@ _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 class Reading:
     """Reading of a program's samples: how many of them, by their bytes, and a clock that ends it.
 
-    Counts decide what is read. A set that is slow is read in smaller numbers, once `MAX_READING_S` of this thread's
-    time, or ten times as much of waiting, are over; `gaps` says what was left out for it.
+    Counts decide what is read. A set that is slow is read in smaller numbers: up to where a measurement has taken
+    `MAX_READING_S` of this thread's time, or six times as much of waiting. `gaps` says what was left out for it.
     """
 
-    MAX_READING_S = 4.0
+    MAX_READING_S = 1.0
 
     def __init__(self, most_s: float = MAX_READING_S) -> None:
-        self._most_s, self._spent_s, self._waited_s = most_s, 0.0, 0.0
+        self._most_s = most_s
         self._cut: dict[str, tuple[int, int]] = {}
-
-    @property
-    def is_over(self) -> bool:
-        """True if no more is read than a measurement needs at least."""
-        return self._spent_s > self._most_s or self._waited_s > 10 * self._most_s
 
     @property
     def gaps(self) -> list[str]:
@@ -68,16 +63,17 @@ class Reading:
 
     def take(self, items: Sequence[Item], what: str, *, least: int = _MIN_READ) -> Iterator[Item]:
         """Yield what is read next; once the reading is over, the `least` of it. `what` they are is said then."""
+        spent_s = waited_s = 0.0
         for number, item in enumerate(items):
-            if number >= least and self.is_over:
+            if number >= least and (spent_s > self._most_s or waited_s > _WAITS * self._most_s):
                 self._note(what, number, len(items))
                 return
-            started, started_waiting = time.thread_time(), time.perf_counter()
+            started_s, began_s = time.thread_time(), time.perf_counter()
             try:
                 yield item
             finally:
-                self._spent_s += time.thread_time() - started
-                self._waited_s += time.perf_counter() - started_waiting
+                spent_s += time.thread_time() - started_s
+                waited_s += time.perf_counter() - began_s
 
     def _note(self, what: str, num: int, most: int) -> None:
         """Keep the largest part that was left out."""
@@ -91,6 +87,17 @@ def program_reading(subject: Subject) -> Reading:
     return Reading()
 
 
+class Peek(NamedTuple):
+    """What is kept of a sample: a key of the bits of its inputs, these if they are less than four numbers, its class.
+
+    The class is None for a target that is no whole number alone.
+    """
+
+    key: int
+    few: list[float]
+    label: int | None
+
+
 @dataclass(frozen=True)
 class Source:
     """Data set with an index behind a loader, read in this process: up to `most` samples by a measurement."""
@@ -100,6 +107,7 @@ class Source:
     reading: Reading
     what: str = "samples"
     most: int = 400
+    _peeks: dict[int, Peek] = field(default_factory=dict, compare=False)
 
     @property
     def size(self) -> int:
@@ -110,6 +118,16 @@ class Source:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
         return self.divide(self.loader.dataset[index])
+
+    def peek(self, index: int) -> Peek:
+        """Read a sample once for all that asks of its class, or whether another one is the same."""
+        if index not in self._peeks:
+            inputs, target = self.read(index, _SEED)
+            leaves = list_leaves(target)
+            is_class = len(leaves) == 1 and leaves[0].numel() == 1 and not leaves[0].is_floating_point()
+            label = int(leaves[0]) if is_class else None
+            self._peeks[index] = Peek(hash(to_bytes(inputs)), _list_few(inputs), label)
+        return self._peeks[index]
 
     def divide(self, sample: Any) -> Batch:
         """Divide a sample into inputs and target: as a batch of one, where a form is of what `collate_fn` returns.
@@ -364,10 +382,9 @@ def read_labels(source: Source) -> dict[int, int]:
     labels: dict[int, int] = {}
     with preserve_generators(source.generators()):
         for index in source.take(source.draw(_NUM_LABELS)):
-            leaves = list_leaves(source.read(index, _SEED).target)
-            if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
+            if (label := source.peek(index).label) is None:
                 raise NotApplicableError("no class for each sample")
-            labels[index] = int(leaves[0])
+            labels[index] = label
     return labels
 
 
@@ -524,12 +541,10 @@ def split(source: Source, evaluation_source: Source) -> Split:
     keys = []
     for each in (source, evaluation_source):
         with preserve_generators(each.generators()):
-            indices = each.take(range(min(each.size, each.most)))
-            read = (each.read(index, _SEED).inputs for index in indices)
-            rows = [(hash(to_bytes(inputs)), _list_few(inputs)) for inputs in read]
-        if rows and all(few for _, few in rows) and _are_on_grid([few for _, few in rows]):
+            peeks = [each.peek(index) for index in each.take(range(min(each.size, each.most)))]
+        if peeks and all(peek.few for peek in peeks) and _are_on_grid([peek.few for peek in peeks]):
             raise NotApplicableError("inputs that are places of a grid")
-        keys.append([key for key, _ in rows])
+        keys.append([peek.key for peek in peeks])
     first, second = set(keys[0]), set(keys[1])
     common = first & second
     repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))

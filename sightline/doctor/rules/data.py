@@ -466,9 +466,12 @@ def missing_classes(labels: dict[int, int], evaluation_labels: dict[int, int]) -
     """Look for classes that are common in evaluation and absent from training."""
     known, size = set(labels.values()), len(evaluation_labels)
     counts = {label: list(evaluation_labels.values()).count(label) for label in set(evaluation_labels.values())}
-    expected = {label: count / size * len(labels) for label, count in counts.items() if label not in known}
-    absent = sorted(label for label, count in expected.items() if count > 9 and counts[label] > 3)
-    if not absent or len(counts) > size // 4:
+    expected = {label: count / size * len(labels) for label, count in counts.items()}
+    common = sorted(label for label, count in expected.items() if count > 9 and counts[label] > 3)
+    if not common or len(counts) > size // 4:
+        raise LeftOutError("few samples for each class")
+    absent = [label for label in common if label not in known]
+    if not absent:
         return None
     return Fault(
         f"training has no sample of {len(absent)} classes of evaluation: {absent[:5]}",
