@@ -35,6 +35,7 @@ import torch
 
 from sightline.doctor import evidence as evidence_module
 from sightline.doctor import examine as examine_module
+from sightline.doctor.attempts import UNASKED
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, Judgement
 from sightline.doctor.rules import Rule
@@ -243,11 +244,11 @@ def compare(before: Judgement, after: Judgement) -> Iterator[Effect]:
     if after.outcome == "failed" and before.outcome != "failed":
         error = after.missing.__cause__ if after.missing is not None else None
         yield "raises", type(error).__name__
-    elif before.outcome == "apply" and after.outcome == "held":
+    elif before.outcome in UNASKED and after.outcome == "held":
         yield "held", before.rule.name.rpartition(".")[2]
-    elif after.outcome == "apply" and before.outcome != "apply":
+    elif after.outcome in UNASKED and before.outcome not in UNASKED:
         yield "unasked", before.rule.name.rpartition(".")[2]
-    elif before.outcome == after.outcome == "apply" and before.reason != after.reason:
+    elif before.outcome in UNASKED and after.outcome in UNASKED and before.reason != after.reason:
         yield "refused", after.reason[:80]
 
 
@@ -375,7 +376,7 @@ def main(options: argparse.Namespace) -> None:
     lines = [line for line in done.values() if "crash" not in line]
     commit = describe_doctor()
     rows = list_rows(options.kind, options.draws, with_bugs=options.constants) if options.measure else []
-    for row in rows:
+    for row in rows[:: options.every]:
         if (row.id, 0) in done or not row.id.startswith(tuple(options.rows) or ""):
             continue
         known, whole = _find_known(lines, kind)
@@ -397,6 +398,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     kinds = ("run", "module", "loop", "oracle", "healthy", "rare", "program", "script")
     parser.add_argument("--kind", nargs="*", choices=kinds, default=kinds, help="kinds of rows")
     parser.add_argument("--draws", metavar="N", type=int, default=20, help="drawn programs of each kind")
+    parser.add_argument("--every", metavar="N", type=int, default=1, help="one row of so many")
     parser.add_argument("--site", nargs="*", default=(), help="how sites begin that alone are changed")
     parser.add_argument("--constants", action="store_true", help="constants in place of refusals")
     parser.add_argument("--table", dest="measure", action="store_false", help="write the table alone")

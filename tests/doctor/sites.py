@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "sightline"
 JUDGING = ("doctor", "workbench/check")
 """Rooms whose constants are sites."""
-_RAISED, _ASKED, _VALUED = "NotApplicableError", "__refuses__", "__value__"
+_RAISED, _ASKED, _VALUED = ("NotApplicableError", "LeftOutError"), "__refuses__", "__value__"
 
 
 @dataclass
@@ -77,7 +77,8 @@ class _Marker(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """An error that was caught goes on where its refusal is removed; else what follows runs."""
         made = node.exc
-        if not isinstance(made, ast.Call) or getattr(made.func, "id", "") != _RAISED or self.constants is not None:
+        is_refusal = isinstance(made, ast.Call) and getattr(made.func, "id", "") in _RAISED
+        if not isinstance(made, ast.Call) or not is_refusal or self.constants is not None:
             return self.generic_visit(node)
         name = f"{self.file} {'.'.join(self._within)}: {_describe(made.args[0])}"
         self.names[name] += 1
@@ -160,7 +161,8 @@ def _list_files(kind: str) -> tuple[Path, ...]:
     """List the files that have sites of a kind."""
     files = sorted(PACKAGE.rglob("*.py"))
     if kind == "refusals":
-        return tuple(path for path in files if f"raise {_RAISED}(" in path.read_text(encoding="utf-8"))
+        texts = {path: path.read_text(encoding="utf-8") for path in files}
+        return tuple(path for path, text in texts.items() if any(f"raise {name}(" in text for name in _RAISED))
     return tuple(path for path in files if str(path.relative_to(PACKAGE)).startswith(JUDGING))
 
 
