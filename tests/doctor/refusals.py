@@ -1,10 +1,10 @@
 """Measure what refusals and constants are for: run programs once, and again without a refusal that they reach.
 
-`python -m tests.doctor.refusals` writes tests/doctor/refusals.tsv: of each `raise NotApplicableError` in the package the
-number of correct programs that reach it, and what its removal does there: an alarm, an error, a rule that then is said
-to hold, or nothing. A removal is judged by the rules that depend on the measurement, on the same subject; what is
-refused outside of an examination, by the whole program again. `--constants` writes constants.tsv: each number that the
-doctor reads is halved and doubled, on correct programs and on those with a bug. Rows that `--out` has are not run again.
+`python -m tests.doctor.refusals` writes tests/doctor/refusals.tsv: of each `NotApplicableError` that is raised in the
+package, the number of correct programs that reach it, and what its removal does there: an alarm, an error, a rule that
+then is said to hold, or nothing. A removal is judged by the rules that depend on the measurement, on the same subject;
+what is refused outside of an examination, by the whole program again. `--constants` writes constants.tsv: each number
+that the doctor reads is halved and doubled, on correct programs and on those with a bug. Rows of `--out` are not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from sightline.doctor import examine as examine_module
 from sightline.doctor.attempts import UNASKED
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, Judgement
-from sightline.doctor.rules import Rule
 from sightline.verbs.output import print_note
 from tests.doctor.row import Row
 from tests.doctor.running import describe_doctor, read_lines
@@ -342,10 +341,11 @@ def _find_known(lines: Iterable[Line], kind: str) -> tuple[set[str], set[str]]:
 
 def summarise(lines: Sequence[Line], sites: Iterable[str], reasons: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Build the rows of the table by all lines; reasons that were written by hand stay."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for site in sites:
         reached = [line for line in lines if site in line["hits"]]
-        found = sorted((EFFECTS.index(kind), line["wall_s"], kind, what, line["id"]) for line, kind, what in _list(site, lines))
+        effects = _list_effects(site, lines)
+        found = sorted((EFFECTS.index(kind), line["wall_s"], kind, what, line["id"]) for line, kind, what in effects)
         kinds = Counter(kind for _, _, kind, _, _ in found)
         if not found:
             text, by = "not reached", ""
@@ -357,7 +357,7 @@ def summarise(lines: Sequence[Line], sites: Iterable[str], reasons: Mapping[str,
     return table
 
 
-def _list(site: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
+def _list_effects(site: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
     for line in lines:
         for kind, what in line["effects"].get(site, ()):
             yield line, kind, what

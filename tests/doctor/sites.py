@@ -51,7 +51,7 @@ SWITCH = Switch()
 
 
 class _Marker(ast.NodeTransformer):
-    """Puts each read of `constants`, or each refusal where there are none, behind a question; lists refusals by name."""
+    """Puts reads of `constants`, or refusals where there are none, behind a question; lists refusals by name."""
 
     def __init__(self, file: str, constants: Mapping[str, str] | None) -> None:
         self.file, self.names, self.constants = file, Counter[str](), constants
@@ -176,7 +176,7 @@ def list_sites(kind: str = "refusals") -> list[str]:
 def install(kind: str = "refusals") -> None:
     """Let each site of the package ask the switch, in all functions that there are; for a process of its own."""
     vars(builtins).update({_ASKED: SWITCH.refuses, _VALUED: SWITCH.value})
-    codes = {}
+    codes: dict[tuple[str, str], types.CodeType] = {}
     for path in _list_files(kind):
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
         code = compile(_mark(path, kind)[0], str(path), "exec")
