@@ -85,10 +85,8 @@ def _is_varied(strays: list[Any], fitting: list[set[int]]) -> bool:
 def scattered_labels(run: Any) -> Fault | None:
     """Compare the labels of points with those of their nearest ones."""
     batch, ignored = run.dry_run.batch, run.built.data.facts.get("ignore_index")
-    if "label" not in run.dry_run.batch_reads:
-        raise NotApplicableError("no labels that a loss reads")
     pairs = []
-    for points, label in _split_clouds(batch):
+    for points, label in _split_clouds(batch) if "label" in run.dry_run.batch_reads else ():
         is_labelled = label != (-1 if ignored is None else ignored)
         points, label = points[is_labelled], label[is_labelled]
         shares = label.unique(return_counts=True)[1].double() / max(1, len(label))

@@ -54,8 +54,6 @@ def sides_in_reads(source: Source) -> list[Sides]:
                 source.read(index, 0)
             for number, sides in enumerate(observer.join()):
                 parts.setdefault(number, []).append(sides)
-    if not parts:
-        raise NotApplicableError("no intersections in reads")
     return [_join(each) for each in parts.values()]
 
 

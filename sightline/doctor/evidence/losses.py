@@ -50,10 +50,9 @@ def slopes(subject: Subject, passed: Pass) -> list[Slope]:
     """Gradient of the loss at each output by itself: without that which comes through outputs computed from it."""
     outputs = {path: t.detach().clone().requires_grad_() for path, t in dense_leaves(passed.outputs) if t.requires_grad}
     value = value_of(subject, passed, dict(outputs))
-    if not outputs or not value.requires_grad:
-        raise LeftOutError("the loss is not a function of outputs")
-    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
-    pairs = zip(outputs.items(), gradients, strict=True)
+    is_function = bool(outputs) and value.requires_grad
+    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True) if is_function else ()
+    pairs = zip(outputs.items(), gradients, strict=is_function)
     found = [Slope(path, output.detach(), gradient) for (path, output), gradient in pairs if gradient is not None]
     if not found:
         raise LeftOutError("the loss is not a function of outputs")

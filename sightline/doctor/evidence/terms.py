@@ -224,10 +224,9 @@ def is_ordinal(raised: Tensor, lowered: Tensor) -> bool:
 @measure(passes=1)
 def ignored_places(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list[Labelled]) -> tuple[int, int]:
     """Give every third label the ignored value: how many places that are, and at how many there is a gradient."""
-    num, counted, ignored = 0, 0, term.ignored
-    if ignored is None:
-        raise NotApplicableError("no label is ignored")
-    for item in labelled:
+    num, counted = 0, 0
+    ignored: Any = term.ignored
+    for item in labelled if ignored is not None else ():
         label = dict(dense_leaves(passed.batch.target))[item.target_path]
         hidden = torch.arange(label.numel()).view(label.shape) % 3 == 0
         target = replace_leaf(passed.batch.target, item.target_path, label.masked_fill(hidden, ignored))

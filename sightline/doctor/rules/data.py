@@ -157,13 +157,12 @@ def sampler_weights(source: Source, labels: dict[int, int]) -> Fault | None:
         raise NotApplicableError("no weight for each sample")
     values, groups, counts = sampler.weights.double().unique(return_inverse=True, return_counts=True)
     classes, balance = sorted(set(labels.values())), values * counts
-    if len(values) < 3 or len(values) != len(classes) or float(balance.max()) > 1.5 * float(balance.min()):
-        raise NotApplicableError("weights of no classes")
+    is_alike = 3 <= len(values) == len(classes) and float(balance.max()) <= 1.5 * float(balance.min())
     table = torch.zeros(len(values), len(classes), dtype=torch.float64)
     for index, label in labels.items():
         table[groups[index], classes.index(label)] += 1
     sizes = [(part / part.sum()).sort().values for part in (counts.double(), table.sum(dim=0))]
-    if len(labels) < 2 * _MIN_LABELS or float((sizes[0] - sizes[1]).abs().max()) > 0.1:
+    if not is_alike or len(labels) < 2 * _MIN_LABELS or float((sizes[0] - sizes[1]).abs().max()) > 0.1:
         raise NotApplicableError("weights of no classes")
     expected = table.sum(dim=1, keepdim=True) * table.sum(dim=0) / len(labels)
     surprise = float(((table - expected).square() / expected.clamp(min=1e-9)).sum())

@@ -106,10 +106,10 @@ class LabelForm(NamedTuple):
 def label_form(rehearsal: DryRun, facts: Mapping[str, Any], task: Task) -> LabelForm:
     """Find the form of the targets of a run whose task predicts them from `logits` alone."""
     batch = rehearsal.batch
-    logits, label = rehearsal.seen_outputs.get("logits"), batch.get("label")
-    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
-        raise NotApplicableError("no class logits")
-    axis, parts = class_axis(logits, label), parts_by_category(facts)
+    logits: Any = rehearsal.seen_outputs.get("logits")
+    label: Any = batch.get("label")
+    is_labelled = isinstance(logits, Tensor) and isinstance(label, Tensor) and not label.is_floating_point()
+    axis, parts = class_axis(logits, label) if is_labelled else None, parts_by_category(facts)
     if axis is None or logits.shape[axis] < 2 or not _is_by_sample(batch, label):
         raise NotApplicableError("no class logits")
     classes = tuple(number for number in range(logits.shape[axis]) if number != facts.get("ignore_index"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,10 +167,9 @@ def unreached(run: Context, first_step: DryRun) -> list[Unreached]:
 def initial_loss(untrained_outputs: tuple[Batch, Outputs], last_layer: str | None) -> Fault | None:
     """Measure the logits of an untrained model; rules of a module compare its first loss with those of constants."""
     batch, outputs = untrained_outputs
-    logits, label = outputs.get("logits"), batch.get("label")
-    if not isinstance(logits, Tensor) or not isinstance(label, Tensor):
-        raise NotApplicableError("no class logits of an untrained model")
-    axis = class_axis(logits, label)
+    logits: Any = outputs.get("logits")
+    label: Any = batch.get("label")
+    axis = class_axis(logits, label) if isinstance(logits, Tensor) and isinstance(label, Tensor) else None
     if axis is None or logits.shape[axis] < 2 or not bool(logits.isfinite().all()):
         raise NotApplicableError("no class logits of an untrained model")
     std = float((logits - logits.mean(dim=axis, keepdim=True)).double().std(correction=0))

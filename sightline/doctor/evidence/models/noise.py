@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.subject import Subject
 from sightline.instrument.random_state import seed_all
 
@@ -88,11 +87,8 @@ def _is_standard(args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 @measure(passes=2)
-def scale_pulls(subject: Subject, repeats: dict[str, Repeat]) -> list[ScalePull]:
+def scale_pulls(subject: Subject) -> list[ScalePull]:
     """Cut the scales of noise out of what the noise does, and read how the rest of the loss pulls at them."""
-    known = repeats["train"]
-    if all(torch.equal(tensor, known.reseeded[path]) for path, tensor in known.first.items() if path in known.reseeded):
-        raise NotApplicableError("no noise in a pass of training")
     model = subject.jitter(subject.copy("train"), seed=3, share=_SHARE)
     names: dict[int, tuple[str, Tensor]] = {}
 

@@ -1,0 +1,45 @@
+"""Tables of refusals and constants: each has every site of the source, and what a change of some does is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.doctor.cases import BY_ID
+from tests.doctor.refusals import FACTORS, PATHS, STRONG, run_in_children, try_row
+from tests.doctor.sites import install, list_sites, read_table
+
+NUM_DRAWN = 3
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_table_has_the_sites_of_the_source(kind: str) -> None:
+    sites, table = list_sites(kind), read_table(PATHS[kind])
+    assert [*table] == sites, f"run `python -m tests.doctor.refusals{' --constants' * (kind == 'constants')}`"
+
+
+def test_a_refusal_without_a_program_has_a_reason() -> None:
+    rows = read_table(PATHS["refusals"]).values()
+    idle = [row["site"] for row in rows if row["changed"].startswith(("not", "refused")) and not row["reason"]]
+    assert idle == []
+
+
+def draw_rows() -> list[dict[str, str]]:
+    """Draw refusals whose removal alarms or fails in a program, as the table's bytes choose."""
+    rows = [row for row in read_table(PATHS["refusals"]).values() if row["changed"].startswith(STRONG)]
+    rows = [row for row in rows if row["by"].startswith(("module/", "oracle/"))]
+    return sorted(rows, key=lambda row: hashlib.sha256(repr(row).encode()).digest())[:NUM_DRAWN]
+
+
+@pytest.mark.parametrize("row", draw_rows(), ids=lambda row: row["site"])
+def test_without_a_refusal_a_correct_program_fails_as_the_table_says(row: dict[str, str]) -> None:
+    def measure() -> Any:
+        install()
+        return try_row(BY_ID[row["by"]], {*list_sites()} - {row["site"]}, (), FACTORS["refusals"])
+
+    (line,) = run_in_children([partial(measure)], 60.0)
+    kinds = {kind for kind, _ in line["effects"][row["site"]]}
+    assert row["changed"].partition(" ")[0] in kinds
