@@ -195,7 +195,7 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
     verdict = write_verdict(
         Examination(judgements=judgements),
         remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
-        remedies=_list_remedies([subject.form for subject, _ in examined.values()]),
+        remedies=_list_remedies([subject for subject, _ in examined.values()]),
         loop=LOOP,
         gaps=[
             *_list_gaps([subject for subject, _ in examined.values()]),
@@ -207,9 +207,13 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
 
 
 def _list_gaps(subjects: Sequence[Subject]) -> list[str]:
-    """List what of the batches no relation changes: targets that are no tensors."""
+    """List what of the batches no relation changes: targets that are no tensors, an evaluation of another form."""
     has_arrays = any(_has_array(batch.target) for subject in subjects for batch in subject.batches[:1])
-    return ["targets that are NumPy arrays (collate them to tensors)"] if has_arrays else []
+    is_other = any(subject.is_of_another_form for subject in subjects)
+    return [
+        *(["targets that are NumPy arrays (collate them to tensors)"] if has_arrays else []),
+        *(["evaluation data, whose batches are of another form than those of training"] if is_other else []),
+    ]
 
 
 def _has_array(value: Any) -> bool:
@@ -243,13 +247,16 @@ def name_finding(finding: Finding, name: str) -> Finding:
     return dataclasses.replace(finding, summary=f"{name}: {finding.summary}", where=place)
 
 
-def _list_remedies(forms: Sequence[Form]) -> Mapping[str, Remedy]:
+def _list_remedies(subjects: Sequence[Subject]) -> Mapping[str, Remedy]:
     """List what the caller can give: of a form that is not known, the step to write; of several models, no score."""
-    remedies = {name: remedy for name, remedy in CHECK_REMEDIES.items() if name != "score" or len(forms) == 1}
-    if not isinstance(forms[0], UnknownForm):
-        return remedies
-    topic, _ = CHECK_REMEDIES["step"]
-    return {**remedies, "step": Remedy(topic, f"step=step, as your loop has it: {forms[0].step}")}
+    remedies, form = dict(CHECK_REMEDIES), subjects[0].form
+    if len(subjects) > 1:
+        remedies.pop("score")
+    if any(subject.is_of_another_form for subject in subjects):
+        remedies.pop("evaluation")
+    if isinstance(form, UnknownForm):
+        remedies["step"] = Remedy(remedies["step"].topic, f"step=step, as your loop has it: {form.step}")
+    return remedies
 
 
 @contextmanager
@@ -325,6 +332,7 @@ def make_subject(
         list_values(optimizer),
         _get_loader(loader),
         _get_loader(evaluation) if evaluated else None,
+        is_of_another_form=evaluation is not None and not evaluated,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import is_float, tree_leaves, tree_map
+from sightline.contract.pytree import is_float, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_first_rows, fit_rows
 from sightline.doctor.form import Batch, Form, standing_in
@@ -149,6 +149,8 @@ def _divide(base: Form, copied: nn.Module, inputs: Any, tape: FunctionTape, valu
                 raise LeftOutError("outputs of a part of the model that is not seen")
             sources[slot] = made[id(leaf)][1]
         elif leaf.ndim and (derived := _derive(tape, leaf, inputs)) is not None:
+            if any(_is_in_list(inputs, path) for path in derived.paths.values()):
+                raise LeftOutError("targets in a list, which may be of another length")
             targets[slot] = derived
         else:
             constants[slot] = leaf.detach().clone()
@@ -213,6 +215,13 @@ def _derive(tape: FunctionTape, tensor: Tensor, inputs: Any) -> _Derivation | No
     template = FunctionTemplate(tape, tensor, [leaf for _, leaf in tree_leaves(inputs)])
     is_derived = template.calls and all(id(leaf) in known for leaf in template.leaves.values())
     return _Derivation(template, {s: known[id(t)] for s, t in template.leaves.items()}) if is_derived else None
+
+
+def _is_in_list(tree: Any, path: str, depth: int = 0) -> bool:
+    """Return True for a leaf inside of a list, or of a tuple that is not that of the arguments."""
+    head, _, rest = path.partition(".")
+    is_list = isinstance(tree, list) or (depth > 0 and isinstance(tree, tuple) and not hasattr(tree, "_fields"))
+    return bool(path) and (is_list or _is_in_list(dict(tree_children(tree)).get(head), rest, depth + 1))
 
 
 class InsideForm(Form):

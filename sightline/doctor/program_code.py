@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGE = str(Path(__file__).parents[1])
+_PASSING_ON = ("__torch_function__", "__torch_dispatch__")
 
 
 def is_of_library(file: str) -> bool:
@@ -33,12 +34,12 @@ def find_program_line(frame: FrameType | None) -> tuple[str, int] | None:
 def find_failed_line(traceback: TracebackType | None) -> tuple[str, int] | None:
     """Return the file and line of the program in which an error began; None for one that began in this package.
 
-    What a library raises began where it was called.
+    What a library raises began where it was called, also where a mode of torch passes the call on.
     """
     found = None
     while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if not is_of_library(file):
+        file, name = traceback.tb_frame.f_code.co_filename, traceback.tb_frame.f_code.co_name
+        if not is_of_library(file) and name not in _PASSING_ON:
             found = (file, traceback.tb_lineno) if is_of_program(file) else None
         traceback = traceback.tb_next
     return found

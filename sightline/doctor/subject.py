@@ -38,7 +38,8 @@ class Subject:
     `form` tells how the program calls its model and its loss, and divides a sample, or a batch, of the loader into
     inputs and target. `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation`
     are the first batches of the second. A loss that is a sum is divided by `divisor` where its level is said.
-    `sections` are the same program as a function of a part of its batches, for what does not apply to the whole.
+    `sections` are the same program as a function of a part of its batches, for what does not apply to the whole. The
+    evaluation `is_of_another_form` if its batches lack what those of training have: it is not read then.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Subject:
     evaluation_loader: Any = None
     divisor: float = 1.0
     sections: Sequence[Subject] = ()
+    is_of_another_form: bool = False
 
     def copy(self, mode: str) -> nn.Module:
         """Copy the model, in the mode `train` or `eval`."""

@@ -66,9 +66,9 @@ def _find_image(inputs: Any) -> Tensor | None:
 
 def _compare(passed: Pass) -> dict[str, dict[str, Tensor]]:
     image = _find_image(passed.inputs)
-    if image is None:
-        return {}
     outputs = {path: t for path, t in dense_leaves(passed.outputs) if t.requires_grad and t.ndim > 1}
+    if image is None or not outputs:
+        return {}
     gradients = torch.autograd.grad(passed.value, [*outputs.values()], retain_graph=True, allow_unused=True)
     found = {}
     for (path, output), gradient in zip(outputs.items(), gradients, strict=True):

@@ -28,9 +28,9 @@ from sightline.doctor.objects import find_read_generators, iter_reachable, prese
 from sightline.doctor.rates import sum_binomial
 from sightline.doctor.subject import Subject
 from sightline.instrument import record
-from sightline.instrument.random_state import seed_all
+from sightline.instrument.random_state import preserve_random_state, seed_all
 
-_NUM_READ = ((1 << 12, 2000), (1 << 18, 400), (1 << 21, 64), (1 << 24, 16), (math.inf, 4))
+_NUM_READ = ((1 << 12, 1000), (1 << 18, 400), (1 << 21, 64), (1 << 24, 16), (math.inf, 4))
 """Bytes of a sample, and how many samples of that size a measurement reads at most: all machines read the same."""
 _MIN_READ, _MAX_BATCH_BYTES, _WAITS = 4, 1 << 26, 6
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
@@ -100,13 +100,17 @@ class Peek(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Data set with an index behind a loader, read in this process: up to `most` samples by a measurement."""
+    """Data set with an index behind a loader, read in this process: up to `most` samples by a measurement.
+
+    One that is read `by_lists` of indices has no samples but rows of batches: its sampler draws lists.
+    """
 
     loader: Any
     form: Form
     reading: Reading
     what: str = "samples"
     most: int = 400
+    by_lists: bool = False
     _peeks: dict[int, Peek] = field(default_factory=dict, compare=False)
 
     @property
@@ -116,8 +120,13 @@ class Source:
 
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
+        sample = self.read_undivided(index, seed)
+        return _take_only_row(self.form.split(sample)) if self.by_lists else self.divide(sample)
+
+    def read_undivided(self, index: int, seed: int) -> Any:
+        """Read a sample, or a batch of one, as the data set returns it."""
         seed_all(seed)
-        return self.divide(self.loader.dataset[index])
+        return self.loader.dataset[[index] if self.by_lists else index]
 
     def peek(self, index: int) -> Peek:
         """Read a sample once for all that asks of its class, or whether another one is the same."""
@@ -138,7 +147,7 @@ class Source:
         is_batch = not (getattr(self.loader, "batch_size", None) or getattr(self.loader, "batch_sampler", None))
         if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
             return self.form.split(sample)
-        return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
+        return _take_only_row(self.form.split(collate([sample])))
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices over the data set, the first and the last among them: one of each of equal parts.
@@ -181,6 +190,19 @@ class Source:
         return samples
 
 
+def _take_only_row(batch: Batch) -> Batch:
+    taken: Batch = tree_map(batch, lambda _, tensor: tensor[0] if tensor.ndim and len(tensor) == 1 else tensor)
+    return taken
+
+
+def _draws_lists(loader: Any) -> bool:
+    """Return True for a loader whose sampler draws a list of indices for each batch."""
+    if getattr(loader, "batch_size", None) is not None or getattr(loader, "batch_sampler", None) is not None:
+        return False
+    with preserve_random_state(), preserve_generators(find_read_generators(loader)):
+        return isinstance(next(iter(getattr(loader, "sampler", ())), None), list | tuple)
+
+
 def list_leaves(tree: Any) -> list[Tensor]:
     """List the tensors, arrays and numbers of a nested sample as tensors, in their order."""
     if isinstance(tree, Tensor):
@@ -210,9 +232,9 @@ def open_source(loader: Any, form: Form, reading: Reading, *, lacks: str) -> Sou
     if isinstance(data, IterableDataset) or not has_index or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
     what = "samples of the evaluation" if lacks == "evaluation" else "samples"
-    source = Source(loader, form, reading, what)
+    source = Source(loader, form, reading, what, by_lists=_draws_lists(loader))
     with preserve_generators(source.generators()):
-        sample = next(source.read(index, _SEED) for index in source.take([0]))
+        sample = next(source.read_undivided(index, _SEED) for index in source.take([0]))
     num_bytes = sum(leaf.nbytes for leaf in list_leaves(sample))
     return dataclasses.replace(source, most=next(count for size, count in _NUM_READ if num_bytes <= size))
 
@@ -452,6 +474,8 @@ class Padded(NamedTuple):
 @measure(passes=1)
 def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
+    if source.by_lists:
+        raise NotApplicableError("no collate of samples")
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
         leaves = [list_leaves(source.divide(sample).target) for sample in samples]
