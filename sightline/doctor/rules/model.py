@@ -134,7 +134,7 @@ _ON_NOISE = (
     "error",
     "eval.mode sys.nondeterminism",
     holds="outputs in evaluation mode do not depend on the seed of the random numbers",
-    do="give F.dropout its training=self.training",
+    do="give F.dropout its training=self.training; draw other noise in training mode alone, if figures are to repeat",
 )
 def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> Iterator[Fault]:
     """Compare two passes in evaluation mode with one seed each; draws that are no dropout may be meant: a note."""
