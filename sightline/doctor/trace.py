@@ -171,7 +171,10 @@ class Clip(NamedTuple):
 
 @dataclass
 class BackwardAddends:
-    """Parameters, by identity, below each addend of a loss, and those of the optimisers that stepped after it."""
+    """Parameters, by identity, below each addend of a loss, and those of the optimisers that stepped after it.
+
+    Also those of models that are not watched.
+    """
 
     leaves: list[frozenset[int]]
     updated: set[int] = field(default_factory=set)

@@ -216,6 +216,8 @@ def _fit_to(inputs: Tensor, target: Tensor) -> tuple[nn.Module, Any]:
     """Make a network from inputs to targets of these shapes, of fewer than 49 classes, and its loss."""
     if not target.is_floating_point() and target.shape[1:] == inputs.shape[2:] != ():
         return nn.Conv2d(inputs.shape[1], 8, 3, padding=1), F.cross_entropy
+    if inputs.ndim == target.ndim == 4 and target.shape[2:] == inputs.shape[2:]:
+        return nn.Conv2d(inputs.shape[1], target.shape[1], 5, padding=2), F.mse_loss
     if not target.is_floating_point() and target.ndim == 1:
         return nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), 48)), F.cross_entropy
     shape = target.shape[1:] or (1,)

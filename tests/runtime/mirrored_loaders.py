@@ -162,6 +162,19 @@ def joints_left_behind(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     )
 
 
+def joints_as_maps(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
+    """A map of each of two hands and a head, of which some are not seen; maps of both hands are exchanged, or not."""
+    samples = []
+    for number in range(300):
+        head = uniform(7, 12, 2) - torch.tensor([0.0, 3.0])
+        hands = [head + torch.cat([s * uniform(3, 6, 1), uniform(3, 9, 1)]) for s in (1, -1)]
+        maps = draw(torch.stack([head, *hands]), 1.5)
+        maps[number % 12 : number % 12 + 1] = 0
+        samples.append((torch.stack([maps[0], maps[1] + maps[2]]), maps))
+    order = [0, 1, 2] if bug else [0, 2, 1]
+    return load(samples, COINS[coin](seed), flip(-1), lambda maps: maps[order].flip(-1))
+
+
 def boxes_inside_out(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Two boxes an image, in whole pixels, turned upside down."""
     samples = []
@@ -216,6 +229,7 @@ PLANTED: dict[str, tuple[Callable[..., DataLoader[Any]], str]] = {
     "a place, upside down": (place_upside_down, "random"),
     "a bend": (steering, "own random"),
     "joints that stay": (joints_left_behind, "own torch"),
+    "joints as maps": (joints_as_maps, "torch"),
     "boxes": (boxes_inside_out, "numpy"),
     "a direction": (heading, "own numpy"),
     "hands of a cloud": (body, "torch"),

@@ -196,13 +196,17 @@ def _name_leaves(target: Any, count: int) -> list[str]:
 
 
 def _find_peaks(maps: Tensor) -> Tensor | None:
-    """Find the places (J, 2), x and y, of one peak in each of some maps (J, h, w); None for other tensors."""
+    """Find the places (J, 2), x and y, of one peak in each of some maps (J, h, w); None for other tensors.
+
+    A map of zeros alone, as that of a joint that is not seen, has no place: NaN.
+    """
     if maps.ndim != 3 or not maps.is_floating_point() or len(maps) < 2 or min(maps.shape[1:]) < _MIN_PIXELS:
         return None
     highest = maps.amax(dim=(1, 2), keepdim=True)
     weights = torch.where(maps > highest / 2, maps, 0.0)
     is_peak = (weights > 0).double().mean(dim=(1, 2)) < _MAX_PEAK
-    if float(maps.min()) < 0 or not bool((highest > 0).all()) or not bool(is_peak.all()):
+    is_empty = (highest == 0).flatten()
+    if float(maps.min()) < 0 or bool(is_empty.all()) or not bool((is_peak | is_empty).all()):
         return None
     weights = weights / weights.sum(dim=(1, 2), keepdim=True)
     rows, columns = (torch.arange(size, dtype=maps.dtype) for size in maps.shape[1:])
@@ -355,13 +359,18 @@ def unfollowed_numbers(flips: list[Flips], boxes_inside_out: list[InsideOut]) ->
             for side in ([leaf.first for leaf in leaves], [leaf.second for leaf in leaves])
         ]
         plain, mirrored = zip(*(pair.inputs for pair in pairs), strict=True)
-        correction = find_correction(MirroredSamples(plain, mirrored, *targets))
+        correction = find_correction(MirroredSamples(plain, mirrored, *map(_fill, targets)))
         if correction is not None:
             rows, numbers = ([n for leaf in leaves for n in _name_numbers(leaf, whole=w)] for w in (True, False))
             exchanged = dict.fromkeys(f"{rows[first]} with {rows[second]}" for first, second in correction.exchanged)
             names = [numbers[place] for place in correction.mirrored]
             found.append(Unfollowed(carrier, list(exchanged), names, correction, len(pairs)))
     return found
+
+
+def _fill(numbers: Tensor) -> Tensor:
+    """Put the mean of the other samples in the place of what a sample does not have (NaN)."""
+    return torch.where(numbers.isnan(), numbers.nanmean(dim=0).nan_to_num(), numbers)
 
 
 def _holds_numbers(leaf: Leaf) -> bool:

@@ -13,16 +13,18 @@ from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.losses import Labelled
+from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.matched import Matched
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import iter_reachable
-from sightline.doctor.subject import LossTerm, Pass, replace_leaf
+from sightline.doctor.subject import LossTerm, Pass, Subject, replace_leaf
 from sightline.instrument.random_state import seed_all
 
 Outputs = Mapping[str, Any]
 NUM, _WIDTH, LONG = 6, 16, 1e4
 """Rows of chosen pairs, their width, and the length of long ones."""
+_LIKE_NUMBERS = (*range(1, NUM + 1), 2 * NUM - 1, 2 * NUM)
+"""Widths in which rows cannot be at right angles, or a softmax over columns looks like one over rows."""
 
 
 def sum_at(term: LossTerm, outputs: Outputs, target: Any) -> float:
@@ -427,19 +429,47 @@ def pairs(term: LossTerm, recorded: dict[str, Any]) -> Pairs:
     rows = [tensor for _, tensor in dense_leaves(recorded)]
     if not term.is_of_pairs or len(recorded) < 2 or any(row.ndim != 2 for row in rows):
         raise NotApplicableError("no loss of pairs")
-    names, eye = list(recorded), torch.eye(NUM, _WIDTH, dtype=torch.float64)
+    names = list(recorded)
 
-    def value(same: Tensor, **others: Tensor) -> float:
-        return sum_at(term, {**dict.fromkeys(names, same), **others}, {}) / len(same)
+    def value(same: Tensor, last: Tensor) -> float:
+        return sum_at(term, {**dict.fromkeys(names, same), names[-1]: last}, {}) / len(same)
 
-    apart = [value(eye, **{names[-1]: eye.roll(shift, 0)}) for shift in range(NUM)]
-    ones = torch.ones(NUM, _WIDTH, dtype=torch.float64)
-    alike, twice, long = value(ones), value(torch.cat((ones, ones))), value(LONG * ones)
-    first, second = draw(torch.empty(2, NUM, _WIDTH, dtype=torch.float64))
-    sides = value(first, **{names[-1]: second}), value(second, **{names[-1]: first})
     is_of_views = len(names) == 2 and all(row.shape == rows[0].shape for row in rows) and term.are_all_learnt
-    is_free = not all(map(_have_one_length, rows))
-    return Pairs(apart, alike, twice, long, value(eye / 2), value(2 * eye), *sides, is_free, is_of_views)
+    return _choose_rows(value, _WIDTH, has_free_lengths=not all(map(_have_one_length, rows)), is_of_views=is_of_views)
+
+
+@measure(passes=5)  # type: ignore[no-redef]
+def pairs(subject: Subject, passed: Pass, slopes: list[Slope]) -> Pairs:  # noqa: F811 - of a program
+    """Put chosen rows in place of two outputs of one shape, of a loss that reads nothing else."""
+    names = [slope.path for slope in slopes]
+    rows = [slope.output for slope in slopes]
+    others = [t for path, t in dense_leaves(passed.outputs) if path not in names and t.numel() > 1]
+    if len(rows) != 2 or others or any(True for _ in dense_leaves(passed.batch.target)):
+        raise NotApplicableError("no loss of pairs")
+    if any(row.ndim != 2 or row.shape != rows[0].shape for row in rows) or rows[0].shape[1] in _LIKE_NUMBERS:
+        raise NotApplicableError("no loss of pairs")
+
+    def value(same: Tensor, last: Tensor) -> float:
+        chosen = {names[0]: same.to(rows[0].device), names[1]: last.to(rows[0].device)}
+        with torch.no_grad():
+            return float(value_of(subject, passed, chosen))
+
+    return _choose_rows(
+        value, rows[0].shape[1], has_free_lengths=not all(map(_have_one_length, rows)), is_of_views=True
+    )
+
+
+def _choose_rows(
+    value: Callable[[Tensor, Tensor], float], width: int, *, has_free_lengths: bool, is_of_views: bool
+) -> Pairs:
+    """Compute a loss of rows of a width, and of their partners, that are at right angles, equal or drawn."""
+    eye, ones = torch.eye(NUM, width, dtype=torch.float64), torch.ones(NUM, width, dtype=torch.float64)
+    apart = [value(eye, eye.roll(shift, 0)) for shift in range(NUM)]
+    alike, twice, long = (value(each, each) for each in (ones, torch.cat((ones, ones)), LONG * ones))
+    first, second = draw(torch.empty(2, NUM, width, dtype=torch.float64))
+    sides = value(first, second), value(second, first)
+    halved, doubled = (value(factor * eye, factor * eye) for factor in (0.5, 2.0))
+    return Pairs(apart, alike, twice, long, halved, doubled, *sides, has_free_lengths, is_of_views)
 
 
 def _have_one_length(rows: Tensor) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sightline.contract.errors import join_some
+from sightline.doctor.evidence.backward import CutDraw
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 
@@ -208,3 +209,20 @@ def scaled_clipping(scaled_factors: Sequence[float]) -> Fault | None:
         measured=f"scaled gradients are multiplied by {min(factors):.2g} .. {max(factors):.2g} between backward() and "
         "unscale_()",
     )
+
+
+@rule(
+    "no-gradient",
+    "warning",
+    "loss.detached model.structure",
+    holds="what is drawn from a distribution lets the gradient through to its parameters",
+    do="draw by rsample(), or train the parameters by log_prob() of what is drawn",
+)
+def cut_draw(cut_draws: list[CutDraw]) -> Iterator[Fault]:
+    """Name draws that move the loss, of distributions whose parameters want a gradient, without one."""
+    for draw in cut_draws:
+        yield Fault(
+            f"no gradient comes back through {draw.call}: other terms alone train what it is drawn from",
+            measured="the loss moves with what is drawn, which does not follow the parameters that it is drawn from",
+            expected=f"{draw.instead}, whose draws are the same",
+        )

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves, is_float
-from sightline.doctor.evidence.backward import CutDraw, WrongSlope
+from sightline.doctor.evidence.backward import WrongSlope
 from sightline.doctor.evidence.coverage import Gradients, Unreached
 from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.levels import Levels
@@ -134,7 +134,7 @@ _ON_NOISE = (
     "error",
     "eval.mode sys.nondeterminism",
     holds="outputs in evaluation mode do not depend on the seed of the random numbers",
-    do="give F.dropout its training=self.training",
+    do="give F.dropout its training=self.training; draw other noise in training mode alone, if figures are to repeat",
 )
 def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> Iterator[Fault]:
     """Compare two passes in evaluation mode with one seed each; draws that are no dropout may be meant: a note."""
@@ -276,23 +276,6 @@ def factors_of_zero(saddles: list[str]) -> Iterator[Fault]:
             f"{len(saddles)} parameters are zero and keep one another from being trained: {join_some(saddles, most=4)}",
             measured="their gradients are exactly 0 in each batch, also after a step; with noise in them they are not",
             where=FindingLocation(param=saddles[0]),
-        )
-
-
-@rule(
-    "no-gradient",
-    "warning",
-    "loss.detached model.structure",
-    holds="what is drawn from a distribution lets the gradient through to its parameters",
-    do="draw by rsample(), or train the parameters by log_prob() of what is drawn",
-)
-def cut_draw(cut_draws: list[CutDraw]) -> Iterator[Fault]:
-    """Name draws that move the loss, of distributions whose parameters want a gradient, without one."""
-    for draw in cut_draws:
-        yield Fault(
-            f"no gradient comes back through {draw.call}: other terms alone train what it is drawn from",
-            measured="the loss moves with what is drawn, which does not follow the parameters that it is drawn from",
-            expected=f"{draw.instead}, whose draws are the same",
         )
 
 

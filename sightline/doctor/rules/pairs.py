@@ -70,9 +70,9 @@ def similarities_are_scaled(pairs: Pairs) -> Iterator[Fault]:
     """Find temperatures at which nothing is told apart, and sharp products of rows whose lengths are free."""
     if pairs.softmax is None:
         return
-    is_flat = pairs.softmax > _MAX_TEMPERATURE
-    is_sharp = pairs.softmax <= _MAX_SHARP_TEMPERATURE and pairs.has_free_lengths
-    if is_flat or (is_sharp and not math.isclose(pairs.halved, pairs.doubled, rel_tol=1e-3)):
+    is_of_products = pairs.has_free_lengths and not math.isclose(pairs.halved, pairs.doubled, rel_tol=1e-3)
+    is_flat = pairs.softmax > _MAX_TEMPERATURE and not is_of_products
+    if is_flat or (pairs.softmax <= _MAX_SHARP_TEMPERATURE and is_of_products):
         yield Fault(
             "a softmax of similarities hardly tells partners from others"
             if is_flat

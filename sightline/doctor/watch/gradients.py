@@ -72,6 +72,8 @@ class OrderMonitor(Monitor):
             loop.ask()
 
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if not track.probes:  # of a model that is not watched
+            return
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         is_gone = bool(track.num_backward and had and not any(marks))

@@ -18,11 +18,13 @@ from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.coverage import list_held
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.reading import SharedSet, count_remainder, find_shared_set
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
+from sightline.doctor.objects import find_alive
 from sightline.doctor.record import Chance, Record
 from sightline.doctor.trace import (
     Answers,
@@ -40,7 +42,7 @@ from sightline.doctor.trace import (
 from sightline.doctor.verdict import WATCH_REMEDIES, Verdict, write_verdict
 from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices, take_local
 from sightline.doctor.watch.loss_graph import list_variables
-from sightline.instrument import replace_function
+from sightline.instrument import observe_updates, replace_function
 
 _NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
 _MAX_DIGESTED = 256
@@ -94,11 +96,20 @@ class TraceMonitor(Monitor):
             keep(batch)
             return batch
 
+        update = Hook(loop, partial(self._keep_updated, loop), what="updates of other models")
         with (
             replace_function(DataLoader, "__iter__", iterate),
             replace_function(_BaseDataLoaderIter, "__next__", read),
+            observe_updates(update, lambda _: None),
         ):
             yield
+
+    def _keep_updated(self, loop: Loop, optimizer: torch.optim.Optimizer) -> None:
+        """Keep which parameters of a measured loss are updated after it, also of models that are not watched."""
+        if loop.runs_here and self.trace.addends and self.trace.addends[-1].leaves:
+            held = list_held([optimizer])
+            self.trace.addends[-1].updated |= held
+            self.trace.held |= held
 
     def _begin_epoch(self, loop: Loop, loader: Any) -> None:
         """Note the set of a loader that is iterated anew, and what it leaves out."""
@@ -233,8 +244,7 @@ class TraceMonitor(Monitor):
             if one is not other and any({one, other} <= nodes for nodes in terms)
         ]
         if self.trace.num_backward < _MAX_ADDENDS:
-            own = {id(parameter) for parameter in loop.parameters().values()}
-            leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
+            leaves = [list_leaves(addend) for addend in list_addends(root.grad_fn)]
             self.trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
 
     def _has_kept_inputs(self, loop: Loop) -> bool:
@@ -256,10 +266,6 @@ class TraceMonitor(Monitor):
         """Keep the learning rate."""
         trace = self.trace
         trace.rates.setdefault(_name(loop, track), []).append(track.lr)
-        if trace.addends and trace.addends[-1].leaves:
-            held = {id(parameter) for parameter in track.parameters.values()}
-            trace.addends[-1].updated |= held
-            trace.held |= held
 
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         """Keep the norm of what is used."""
@@ -303,6 +309,7 @@ class TraceMonitor(Monitor):
         """Judge the whole trace."""
         trace = self.trace
         trace.is_over = True
+        trace.held |= list_held(find_alive(torch.optim.Optimizer))  # some are of models that are not watched
         trace.changed = [(_take_few(p) != old).any() for p, old in self._weights if has_slices(p)]
         if loop.call is not None and loop.call.model.training:
             self._keep_spreads(loop, loop.call)

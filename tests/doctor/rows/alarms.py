@@ -350,6 +350,69 @@ def drawn_score(kind: str) -> tuple[Any, ...]:
     return mlp(8, 16, 3), F.cross_entropy, load(values[:96], labels[:96]), options
 
 
+# --- losses of pairs --------------------------------------------------------------------------------------------------
+
+
+class Views(nn.Module):
+    """Embeddings (B, 16) of two noisy views of a sample, by one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(8, 32, 16)
+
+    def forward(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(one), self.body(other)
+
+
+def contrast(outputs: tuple[Tensor, Tensor], *, has_itself: bool = False, sign: float = 1.0) -> Tensor:
+    """Cross entropy of each row's partner among the rows of both views (NT-Xent), at a temperature of 0.2."""
+    rows = F.normalize(torch.cat(outputs), dim=1)
+    scores, num = sign * rows @ rows.T / 0.2, len(outputs[0])
+    if not has_itself:
+        scores = scores.masked_fill(torch.eye(2 * num, dtype=torch.bool), -torch.inf)
+    return F.cross_entropy(scores, torch.arange(2 * num).roll(num))
+
+
+def match(outputs: tuple[Tensor, Tensor], *, scale: float = 10.0, is_cosine: bool = True) -> Tensor:
+    """Cross entropy of each row's partner among those of the other view, from both sides."""
+    one, other = (F.normalize(rows, dim=1) for rows in outputs) if is_cosine else outputs
+    scores, labels = scale * one @ other.T, torch.arange(len(one))
+    return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+
+
+def keep_spread(outputs: tuple[Tensor, Tensor]) -> Tensor:
+    """Squared error of two views, and a hinge on the spread of each (VICReg)."""
+    return F.mse_loss(*outputs) + sum(F.relu(1 - (rows.var(0) + 1e-4).sqrt()).mean() for rows in outputs)
+
+
+def part_critic(outputs: tuple[Tensor, Tensor]) -> Tensor:
+    """Scores of a critic of patches: of what is real, and of what is made."""
+    return F.softplus(-outputs[0]).mean() + F.softplus(outputs[1]).mean()
+
+
+def two_views(loss: Callable[[Any], Tensor]) -> tuple[Any, ...]:
+    """Two views, which the program gives its network as a tuple; the loss reads both outputs and no target."""
+
+    class Pair(Views):
+        def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(*views.unbind(1))
+
+    values = torch.randn(192, 1, 8)
+    return Pair(), loss, DataLoader((values + 0.1 * torch.randn(192, 2, 8)), 16, shuffle=True)  # type: ignore[arg-type]
+
+
+def pairs_with_itself(bug: bool) -> tuple[Any, ...]:
+    return two_views(partial(contrast, has_itself=bug))
+
+
+def pairs_of_a_sign(bug: bool) -> tuple[Any, ...]:
+    return two_views(partial(contrast, sign=-1.0 if bug else 1.0))
+
+
+def pairs_at_a_temperature(bug: bool) -> tuple[Any, ...]:
+    return two_views(partial(match, scale=0.1 if bug else 10.0))
+
+
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
@@ -399,10 +462,16 @@ HEALTHY: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "partners of a batch": partners_of_a_batch,
     "candidates of a query": candidates_of_a_query,
     "single images": single_images,
+    "two views whose products are scaled down": lambda: two_views(partial(match, scale=0.25, is_cosine=False)),
+    "two views whose spread is kept": lambda: two_views(keep_spread),
+    "two scores of a critic": lambda: two_views(part_critic),
     **{f"places of a {kind}": partial(places_of_a_grid, kind) for kind in ("line", "plane", "line of powers")},
     **{f"a score that draws, {kind}": partial(drawn_score, kind) for kind in ("noise", "seeded", "bootstrap")},
 }
 CASES: Cases = {
+    "pairs with a row itself": ("loss.negatives", pairs_with_itself),
+    "pairs of the other sign": ("loss.sign loss.negatives", pairs_of_a_sign),
+    "pairs at a temperature of 10": ("loss.form optim.hyper", pairs_at_a_temperature),
     "as many steps as samples": ("model.cross_sample_leak", as_many_steps_as_samples),
     "places of samples": ("model.cross_sample_leak", places_of_samples),
     "a layer that each pass makes": ("model.unregistered", made_in_forward),
@@ -475,11 +544,43 @@ def frozen_maker(bug: bool) -> None:
             makers.step()
 
 
+def watched_maker(bug: bool) -> None:
+    """A network that rebuilds its input is watched; its critic, which judges what it makes, is not."""
+    maker, critic, loader = mlp(8, 4, 8), mlp(8, 16, 1), load(torch.randn(256, 8), drop_last=True)
+    makers, critics = (torch.optim.Adam(each.parameters(), 1e-3) for each in (maker, critic))
+    with sightline.watch(maker, optimizer=makers):
+        for (real,) in itertools.chain(*[loader] * 4):
+            made = maker(real)
+            makers.zero_grad()
+            judged = critic(made.detach() if bug else made)
+            (F.mse_loss(made, real) + 0.1 * F.softplus(-judged).mean()).backward()
+            makers.step()
+            critics.zero_grad()
+            (F.softplus(-critic(real)) + F.softplus(critic(made.detach()))).mean().backward()
+            critics.step()
+
+
+def updated_together(kind: str) -> None:
+    """One loss of a network that is watched and of a probe that is not; both are updated after it."""
+    body, probe, loader = mlp(8, 16, 8), mlp(8, 3), load(*classes(256), drop_last=True)
+    optimizers = [torch.optim.Adam(each.parameters(), 1e-3) for each in (body, probe)]
+    with sightline.watch(body, optimizer=optimizers[0] if kind == "one" else optimizers):
+        for values, labels in itertools.chain(*[loader] * 4):
+            hidden = body(values)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            (F.mse_loss(hidden, values) + F.cross_entropy(probe(hidden.detach()), labels)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+
 HEALTHY_LOOPS: Mapping[str, Callable[[], None]] = {
+    **{f"a probe that is updated beside it, {kind} named": partial(updated_together, kind) for kind in ("one", "both")},
     **{f"a pass for each term, {kind}": partial(two_terms, kind) for kind in ("sum", "stack", "squares")},
     **{f"an optimizer that is not named, {kind}": partial(second_optimizer, kind) for kind in ("each", "fourth")},
     **{f"a gradient of an activation, {kind}": partial(wants_a_gradient, kind) for kind in ("checkpoint", "slope")},
 }
 LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
+    "a term that trains nothing that is updated": ("loss.detached", watched_maker),
     "a generator that stays frozen": ("model.frozen_unintended", frozen_maker),
 }
