@@ -44,7 +44,7 @@ from tests.doctor.running import describe_doctor, read_lines
 from tests.doctor.sites import SWITCH, install, list_sites, read_table
 
 PATHS = {kind: Path(__file__).with_name(f"{kind}.tsv") for kind in ("refusals", "constants")}
-COLUMNS = ("site", "programs", "changed", "by", "reason")
+COLUMNS = ("site", "reached", "tried", "changed", "in", "programs", "reason")
 STRONG = ("error", "warning", "raises")
 """Effects for which a refusal stays."""
 EFFECTS = (*STRONG, "lost", "late", "note", "held", "unasked", "refused", "nothing")
@@ -343,24 +343,16 @@ def summarise(lines: Sequence[Line], sites: Iterable[str], reasons: Mapping[str,
     """Build the rows of the table by all lines; reasons that were written by hand stay."""
     table: list[tuple[str, ...]] = []
     for site in sites:
-        reached = [line for line in lines if site in line["hits"]]
-        effects = _list_effects(site, lines)
-        found = sorted((EFFECTS.index(kind), line["wall_s"], kind, what, line["id"]) for line, kind, what in effects)
-        kinds = Counter(kind for _, _, kind, _, _ in found)
-        if not found:
-            text, by = "not reached", ""
-        else:
-            _, _, kind, _, by = found[0]
-            words = dict.fromkeys(what for _, _, each, what, _ in found if each == kind)
-            text = f"{kind} {', '.join([*words][:3])}".strip() + f" in {kinds[kind]}"
-        table.append((site, str(len(reached)), text, by, reasons.get(site, "")))
+        reached = sorted((line for line in lines if site in line["hits"]), key=lambda line: line["wall_s"])
+        tried = [line for line in reached if site in line["effects"]]
+        ranks = [EFFECTS.index(kind) for line in tried for kind, _ in line["effects"][site]]
+        gravest = EFFECTS[min(ranks)] if ranks else "not reached" if not reached else "not tried"
+        showing = [line for line in tried if gravest in dict(line["effects"][site])]
+        words = dict.fromkeys(what for line in showing for kind, what in line["effects"][site] if kind == gravest)
+        text = " ".join(filter(None, (gravest, ", ".join([*words][:3]))))
+        names = ", ".join(line["id"] for line in (showing or reached)[:3])
+        table.append((site, str(len(reached)), str(len(tried)), text, str(len(showing)), names, reasons.get(site, "")))
     return table
-
-
-def _list_effects(site: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
-    for line in lines:
-        for kind, what in line["effects"].get(site, ()):
-            yield line, kind, what
 
 
 def write_table(path: Path, table: Iterable[Sequence[str]]) -> None:
@@ -380,8 +372,9 @@ def main(options: argparse.Namespace) -> None:
         if (row.id, 0) in done or not row.id.startswith(tuple(options.rows) or ""):
             continue
         known, whole = _find_known(lines, kind)
-        others = {site for site in sites if not site.startswith(tuple(options.site))} if options.site else set()
-        line = {**try_row(row, known | others, whole, FACTORS[kind]), "commit": commit}
+        if options.site:
+            known = {site for site in sites if not site.startswith(tuple(options.site))}
+        line = {**try_row(row, known, whole, FACTORS[kind]), "commit": commit}
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         lines += [line] if "crash" not in line else []

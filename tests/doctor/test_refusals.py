@@ -30,7 +30,7 @@ def test_a_refusal_without_a_program_has_a_reason() -> None:
 def draw_rows() -> list[dict[str, str]]:
     """Draw refusals whose removal alarms or fails in a program, as the table's bytes choose."""
     rows = [row for row in read_table(PATHS["refusals"]).values() if row["changed"].startswith(STRONG)]
-    rows = [row for row in rows if row["by"].startswith(("module/", "oracle/"))]
+    rows = [row for row in rows if row["programs"].startswith(("module/", "oracle/"))]
     return sorted(rows, key=lambda row: hashlib.sha256(repr(row).encode()).digest())[:NUM_DRAWN]
 
 
@@ -38,7 +38,7 @@ def draw_rows() -> list[dict[str, str]]:
 def test_without_a_refusal_a_correct_program_fails_as_the_table_says(row: dict[str, str]) -> None:
     def measure() -> Any:
         install()
-        return try_row(BY_ID[row["by"]], {*list_sites()} - {row["site"]}, (), FACTORS["refusals"])
+        return try_row(BY_ID[row["programs"].partition(", ")[0]], {*list_sites()} - {row["site"]}, (), FACTORS["refusals"])
 
     (line,) = run_in_children([partial(measure)], 60.0)
     kinds = {kind for kind, _ in line["effects"][row["site"]]}

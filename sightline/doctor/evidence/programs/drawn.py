@@ -53,12 +53,10 @@ def find_drawn_once(data: Any, collate: Any, epochs: int, *, repeats: bool) -> D
     nothing is said either of one whose reads draw as well, or call what may.
     """
     kind = type(data)
-    begin = get_python_function(kind.__init__) if kind.__init__ is not object.__init__ else None
-    if begin is None or begin.__module__.partition(".")[0] == "torch":
-        raise NotApplicableError("no set with a constructor of its own")
-    given = _find_given(data, begin)
-    draws = [draw for draw in iter_draws(begin, kind) if draw.text]
-    if not given or not draws:
+    begin = get_python_function(kind.__init__)
+    given = "" if begin is None else _find_given(data, begin)
+    draws = [draw for draw in iter_draws(begin, kind) if draw.text] if begin is not None and given else []
+    if not draws:
         raise NotApplicableError("no set that is given data, and draws in its constructor")
     reads = [get_python_function(getattr(kind, name)) for name in _READS if hasattr(kind, name)]
     for function in () if repeats else (*reads, get_python_function(collate)):
