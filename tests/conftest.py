@@ -33,7 +33,7 @@ _GARBAGE = (10_000, 10, 10)
 """Python's own, with ten thousand objects in place of 700: searching took a fifteenth of the time of small tests."""
 
 
-_TIMED = ("doctor.budget", "doctor.evidence", "doctor.evidence.reading", "workbench.check.key_rules")
+_TIMED = ("doctor.budget", "doctor.evidence", "doctor.evidence.data.source", "workbench.check.key_rules")
 _COMPUTING = ("layer_rules", "sample_statistics")
 """Modules that end what they measure by processor time."""
 

@@ -21,12 +21,14 @@ from sightline.doctor.batches import read_batches
 from sightline.doctor.budget import BUDGET_S, USUAL, Budget
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.data.source import Reading
 from sightline.doctor.evidence.levels import Levels, find_levels
-from sightline.doctor.evidence.reading import Reading
 from sightline.doctor.examine import Examination, assert_codes, examine, examine_section
 from sightline.doctor.finding import SEVERITIES, Finding
-from sightline.doctor.form import Batch, Form, UnknownForm
-from sightline.doctor.inside_form import look_inside
+from sightline.doctor.forms.form import Batch, Form, UnknownForm
+from sightline.doctor.forms.inside_form import look_inside
+from sightline.doctor.forms.step_form import can_take, observe_step
+from sightline.doctor.forms.tried_forms import find_form
 from sightline.doctor.loaders import assert_readable, iterate, list_hooks, record_readings
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
@@ -34,9 +36,7 @@ from sightline.doctor.score import make_score
 from sightline.doctor.sections import make_sections
 from sightline.doctor.snapshots import preserve_state
 from sightline.doctor.sources import locate_findings
-from sightline.doctor.step_form import can_take, observe_step
 from sightline.doctor.subject import Subject
-from sightline.doctor.tried_forms import find_form
 from sightline.doctor.verdict import CHECK_REMEDIES, LOOP, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state

@@ -23,7 +23,7 @@ from sightline.contract.pytree import dense_leaves, tree_children, tree_leaves, 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.batches import count_rows
 from sightline.doctor.finding import FindingLocation
-from sightline.doctor.form import Batch, standing_in
+from sightline.doctor.forms.form import Batch, standing_in
 from sightline.doctor.objects import get_python_function
 from sightline.doctor.snapshots import Snapshot
 from sightline.doctor.subject import count_samples, take_rows

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_rows
-from sightline.doctor.step_form import StepForm, get_part, list_entries, observe_section, set_part
+from sightline.doctor.forms.step_form import StepForm, get_part, list_entries, observe_section, set_part
 from sightline.doctor.subject import Subject, count_samples
 
 _MAX_SECTIONS, _MIN_ROWS = 4, 2

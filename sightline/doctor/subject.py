@@ -13,7 +13,7 @@ from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError
 from sightline.doctor.batches import count_rows, join_leaves
-from sightline.doctor.form import Batch, Form
+from sightline.doctor.forms.form import Batch, Form
 from sightline.instrument import copy_module
 
 

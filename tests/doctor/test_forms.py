@@ -18,10 +18,10 @@ from sightline.contract.pytree import tree_leaves
 from sightline.doctor import check
 from sightline.doctor.check import check_module, make_subject
 from sightline.doctor.examine import Examination
-from sightline.doctor.form import Form, standing_in
+from sightline.doctor.forms.form import Form, standing_in
+from sightline.doctor.forms.step_form import WholeForm, observe_step
+from sightline.doctor.forms.tried_forms import find_form
 from sightline.doctor.report import Report
-from sightline.doctor.step_form import WholeForm, observe_step
-from sightline.doctor.tried_forms import find_form
 from sightline.instrument import copy_module
 from tests.doctor.observing import judged
 
@@ -120,7 +120,7 @@ TRIED: dict[str, tuple[type[nn.Module], Any, Any, str]] = {
     ),
     "two outputs": (Pair, add_penalty, (ROWS, LABELS), "model(batch[0]), loss(*outputs, batch[1])"),
     "triplets": (Net, nn.TripletMarginLoss(), (ROWS, OTHERS, ROWS.flip(0)), "model(input) of each, loss(*outputs)"),
-    "the loss inside": (Inside, None, (ROWS, LABELS), "model(batch[0], batch[1]), whose outputs hold the loss"),
+    "the loss inside": (Inside, None, (ROWS, LABELS), "model(batch[0], batch[1]), which returns its loss"),
     "names": (Net, nn.CrossEntropyLoss(), KEYED, "model(rows=batch['rows']), loss(outputs, batch['label'])"),
     "another name": (
         Net,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.doctor.evidence.indices import used_indices
 from sightline.doctor.examine import list_rules
-from sightline.doctor.form import Batch, CalledForm
+from sightline.doctor.forms.form import Batch, CalledForm
 from sightline.doctor.subject import Subject
 
 HEIGHT, WIDTH, DEPTH, K = 8, 20, 5, 4

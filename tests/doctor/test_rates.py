@@ -14,10 +14,10 @@ from sightline.doctor import rates
 from sightline.doctor.attempts import attempt
 from sightline.doctor.check import make_subject
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.data.reading import Split
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.matched import Apart
 from sightline.doctor.evidence.places import Order
-from sightline.doctor.evidence.reading import Split
 from sightline.doctor.evidence.run import Plateau
 from sightline.doctor.evidence.samples import Ends
 from sightline.doctor.finding import Fault

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sightline.doctor import evidence
-from sightline.doctor.evidence import reading, statistics
+from sightline.doctor.evidence.data import source, statistics
 from tests.doctor.cases import ROWS
 from tests.doctor.row import Row
 from tests.doctor.rows import sound
@@ -61,7 +61,7 @@ def _clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(sound, "time", SimpleNamespace(sleep=waited.append))
     clocks = {"perf_counter": lambda: 3 * sum(waited), "thread_time": time.thread_time}
-    monkeypatch.setattr(reading, "time", SimpleNamespace(**clocks))
+    monkeypatch.setattr(source, "time", SimpleNamespace(**clocks))
     monkeypatch.setattr(statistics, "_MAX_TRAIN_S", 0.25)
 
 

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.contract.draws import Draws
 from sightline.contract.transform import Transform
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.statistics import Confusion
+from sightline.doctor.evidence.data.statistics import Confusion
 from sightline.doctor.finding import Finding
 from sightline.doctor.record import Chance, Record, Scored
 from sightline.doctor.rules import find_by

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor.tried_forms import find_form
+from sightline.doctor.forms.tried_forms import find_form
 from tests.runs.small import TINY
 from tests.runtime.blind_loaders import Items
 from tests.runtime.healthy_loops import batches, net

@@ -15,7 +15,7 @@ from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.subject import Pass, Subject
 from sightline.instrument import replace_function
 from sightline.instrument.random_state import seed_all

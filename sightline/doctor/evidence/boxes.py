@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.contract.pytree import is_dense, tree_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import Source, list_leaves
+from sightline.doctor.evidence.data.source import Source, list_leaves
 from sightline.doctor.objects import preserve_generators
 from sightline.doctor.subject import Subject
 from sightline.instrument import ModuleCall, record

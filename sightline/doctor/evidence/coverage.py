@@ -13,7 +13,7 @@ from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.form import FIRST_OUTPUT, Batch, CalledForm
+from sightline.doctor.forms.form import FIRST_OUTPUT, Batch, CalledForm
 from sightline.doctor.objects import find_alive, iter_reachable
 from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all

@@ -16,7 +16,7 @@ from sightline.contract.pytree import dense_leaves, is_float, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import set_gradients, value_of
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.subject import Pass, Subject
 
 _STEPS = 150

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import Source, open_source
-from sightline.doctor.form import Batch
+from sightline.doctor.evidence.data.source import Source, open_source
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.objects import preserve_generators
 from sightline.doctor.subject import Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument.random_state import seed_all

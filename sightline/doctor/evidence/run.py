@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.data.statistics import Confusion
 from sightline.doctor.evidence.levels import Levels
-from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.trace import Inputs, Trace, read_numbers
 
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16

@@ -14,7 +14,7 @@ from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableE
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument import InterceptedOperators
 from sightline.instrument.random_state import seed_all

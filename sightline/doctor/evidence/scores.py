@@ -20,8 +20,8 @@ from torch import nn
 from sightline.contract.pytree import dense_leaves, tree_leaves
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import Reading, open_source
-from sightline.doctor.form import Batch
+from sightline.doctor.evidence.data.source import Reading, open_source
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.objects import preserve_generators
 from sightline.doctor.score import Portion, Score, Scored, cut_batches, cut_loader, other_draws
 from sightline.doctor.subject import Subject, count_samples

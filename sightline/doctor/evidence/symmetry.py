@@ -15,7 +15,7 @@ from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Repeat
-from sightline.doctor.form import get_signature
+from sightline.doctor.forms.form import get_signature
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.subject import Subject, replace_leaf
 from sightline.instrument import ModuleCall, record

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
-from sightline.doctor.evidence.reading import (
+from sightline.doctor.evidence.data.reading import (
     TORCHS,
     Padded,
     ReadClasses,
@@ -24,9 +24,9 @@ from sightline.doctor.evidence.reading import (
     list_leaves,
     to_bytes,
 )
-from sightline.doctor.evidence.statistics import Confusion, Gap, Seams
+from sightline.doctor.evidence.data.statistics import Confusion, Gap, Seams
 from sightline.doctor.finding import Fault, FindingLocation
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.rules import rule
 
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sightline.doctor.evidence.boxes import OnBands
-from sightline.doctor.evidence.mirrored_reads import Carrier, InsideOut, Unfollowed
+from sightline.doctor.evidence.data.mirrored_reads import Carrier, InsideOut, Unfollowed
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
+from sightline.doctor.evidence.data.statistics import Confusion
 from sightline.doctor.evidence.outcomes.numbers import Fall
-from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.record import NUM_RECENT, Chance, Jump, LossLevels, ModeGap, Record
 from sightline.doctor.rules import rule

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
+from sightline.doctor.evidence.data.reading import ReadClasses
 from sightline.doctor.evidence.graph import Reshape, list_softmaxes
 from sightline.doctor.evidence.losses import Squashed
-from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.data import sorted_labels
 from sightline.doctor.rules.loss import double_softmax

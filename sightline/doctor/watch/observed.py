@@ -20,8 +20,8 @@ from sightline.doctor.budget import Budget
 from sightline.doctor.check import assert_copied, examine_subject, holds, name_finding
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
-from sightline.doctor.form import Batch
-from sightline.doctor.inside_form import InsideForm, look_inside
+from sightline.doctor.forms.form import Batch
+from sightline.doctor.forms.inside_form import InsideForm, look_inside
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, is_float, tree_leaves
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
-from sightline.doctor.form import Batch, Form, Held, get_forward, get_signature, standing_in
-from sightline.doctor.step_form import Whole
+from sightline.doctor.forms.form import Batch, Form, Held, get_forward, get_signature, standing_in
+from sightline.doctor.forms.step_form import Whole
 from sightline.instrument import copy_module
 from sightline.instrument.functions import (
     FunctionCall,

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.evidence.data.reading import RepeatedOrder
 from sightline.doctor.evidence.graph import Reshape
 from sightline.doctor.evidence.positions import PaddedSteps
-from sightline.doctor.evidence.reading import RepeatedOrder
 from sightline.doctor.evidence.samples import SharedRows
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by

@@ -19,8 +19,8 @@ from sightline.doctor.attempts import attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.coverage import list_held
+from sightline.doctor.evidence.data.reading import SharedSet, count_remainder, find_shared_set
 from sightline.doctor.evidence.levels import Levels
-from sightline.doctor.evidence.reading import SharedSet, count_remainder, find_shared_set
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding

@@ -31,7 +31,7 @@ from sightline.doctor.check import (
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
-from sightline.doctor.form import UnknownForm
+from sightline.doctor.forms.form import UnknownForm
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.program_code import find_program_line

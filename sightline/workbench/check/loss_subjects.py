@@ -15,7 +15,7 @@ from sightline.contract.binding import BoundFunction
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch as RunBatch
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.form import Batch, CalledForm, make_keyed_form
+from sightline.doctor.forms.form import Batch, CalledForm, make_keyed_form
 from sightline.doctor.objects import find_read_values
 from sightline.doctor.subject import LossTerm, Subject
 from sightline.engine.device.numerics import Precision

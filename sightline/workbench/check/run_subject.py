@@ -21,11 +21,11 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
-from sightline.doctor.form import CalledForm, call_model, make_keyed_form
+from sightline.doctor.forms.form import CalledForm, call_model, make_keyed_form
+from sightline.doctor.forms.tried_forms import find_read_keys
 from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.subject import Subject
-from sightline.doctor.tried_forms import find_read_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing

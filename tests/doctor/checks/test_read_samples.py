@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
-from sightline.doctor.evidence.reading import Reading, open_source
-from sightline.doctor.tried_forms import find_form
+from sightline.doctor.evidence.data.source import Reading, open_source
+from sightline.doctor.forms.tried_forms import find_form
 
 
 def check_classes(num_samples: int, num_classes: int, *, missing: tuple[int, ...] = ()) -> list[str]:
@@ -66,7 +66,7 @@ class Waiting(Dataset[Any]):
 
 def check_waiting(monkeypatch: pytest.MonkeyPatch, wait_s: float, *, columns: int = 8, missing: int = -1) -> Any:
     clock = SimpleNamespace(perf_counter=lambda: Waiting.now_s, thread_time=lambda: 0.0)
-    monkeypatch.setattr("sightline.doctor.evidence.reading.time", clock)
+    monkeypatch.setattr("sightline.doctor.evidence.data.source.time", clock)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(12, columns, generator=generator)
 

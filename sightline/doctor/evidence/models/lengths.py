@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.subject import Subject, replace_leaf
 from sightline.instrument.random_state import seed_all
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sightline.doctor.attempts import LeftOutError, NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.mirrors import Correction, InputReducer, MirroredSamples, Reduced, find_correction
-from sightline.doctor.evidence.reading import Source, list_leaves, to_bytes
-from sightline.doctor.form import Batch
+from sightline.doctor.evidence.data.mirrors import Correction, InputReducer, MirroredSamples, Reduced, find_correction
+from sightline.doctor.evidence.data.source import Source, list_leaves, to_bytes
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.objects import get_state, preserve_generators, set_state
 
 _NUM_DRAWS, _NUM_PAIRS, _NUM_FITTED_PAIRS = 8, 24, 300

@@ -14,9 +14,9 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.reading import Reading, open_source, take_batches
+from sightline.doctor.evidence.data.source import Reading, open_source, take_batches
 from sightline.doctor.evidence.samples import update
-from sightline.doctor.form import Batch
+from sightline.doctor.forms.form import Batch
 from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
 from sightline.instrument.work import WorkCounter

@@ -18,7 +18,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_first_rows, fit_rows, list_sizes
-from sightline.doctor.form import Batch, Form, Held, describe, hold, map_held, release, standing_in
+from sightline.doctor.forms.form import Batch, Form, Held, describe, hold, map_held, release, standing_in
 from sightline.doctor.objects import (
     find_generators,
     find_read_values,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import ReadTrackingDict, is_dense
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.form import (
+from sightline.doctor.forms.form import (
     FIRST_OUTPUT,
     INSIDE,
     CalledForm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import is_float, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_first_rows, fit_rows
-from sightline.doctor.form import Batch, Form, standing_in
+from sightline.doctor.forms.form import Batch, Form, standing_in
 from sightline.instrument import copy_module
 from sightline.instrument.functions import (
     FunctionCall,
@@ -254,7 +255,8 @@ class InsideForm(Form):
         self._is_sized = template.is_sized(self._num)
         names = [call.name for call in template.calls][-_NUM_NAMES:]
         ends = dict.fromkeys(place.name for place in self._outputs.values())
-        self.words = f"the model returns its loss: {', '.join(names)} of its {', '.join(ends)}"
+        called = re.split("; |, whose|, then", base.words)[0]
+        self.words = f"{called}, which returns its loss: {', '.join(names)} of its {', '.join(ends)}"
 
     def leave_out_targets(self) -> None:
         """Leave those inputs out that change no output: the loss alone reads them."""
