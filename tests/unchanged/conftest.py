@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sightline.doctor.evidence import statistics
+from sightline.doctor.evidence.data import statistics
 from sightline.doctor.watch import watch as watch_room
 
 

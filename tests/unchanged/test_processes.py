@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import sightline
 from sightline.doctor.budget import Budget
-from sightline.doctor.evidence import statistics
+from sightline.doctor.evidence.data import statistics
 from sightline.doctor.processes import leave_others_alone
 from sightline.doctor.watch import watch as watch_room
 
