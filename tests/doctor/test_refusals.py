@@ -38,7 +38,9 @@ def draw_rows() -> list[dict[str, str]]:
 def test_without_a_refusal_a_correct_program_fails_as_the_table_says(row: dict[str, str]) -> None:
     def measure() -> Any:
         install()
-        return try_row(BY_ID[row["programs"].partition(", ")[0]], {*list_sites()} - {row["site"]}, (), FACTORS["refusals"])
+        return try_row(
+            BY_ID[row["programs"].partition(", ")[0]], {*list_sites()} - {row["site"]}, (), FACTORS["refusals"]
+        )
 
     (line,) = run_in_children([partial(measure)], 60.0)
     kinds = {kind for kind, _ in line["effects"][row["site"]]}
