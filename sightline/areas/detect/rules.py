@@ -183,16 +183,14 @@ def _follow_box(before: Any, apply: Callable[[Any], Any]) -> float | None:
 
 
 @measure()
-def assigned(run: Any) -> AssignedBoxes:
+def assigned(run: Any, detecting_task: Any, first_step: Any) -> AssignedBoxes:
     """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples."""
-    task = unwrap_distillation(run.built.job.task)
-    if task.get_priors is None or not run.dry_run.is_sound:
-        raise NotApplicableError("no boxes")
     part, batches = run.built.data.train, iter([run.first_outputs[0]])
     if not run.is_quick:
         key_chunks = evenly_spaced_keys(part, epoch=0, seed=run.config.seed, most_samples=_MAX_ASSIGNED)
         batches = itertools.chain(batches, map(part.reader, key_chunks))
-    return assigned_boxes(task, run.built.job.model, (to_device(batch, torch.device("cpu")) for batch in batches))
+    on_cpu = (to_device(batch, torch.device("cpu")) for batch in batches)
+    return assigned_boxes(detecting_task, run.built.job.model, on_cpu)
 
 
 def _measure_fill(run: Any, assigned: Any) -> tuple[float, float]:

@@ -99,6 +99,43 @@ def mixed(form: str, *, is_by_sample: bool) -> tuple[Any, ...]:
     return network(), lose if form == "tuple" else F.cross_entropy, loader
 
 
+class TwoHeads(nn.Module):
+    """Scores of classes, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scores, self.number = nn.Linear(8, 32), nn.Linear(32, 3), nn.Linear(32, 1)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        inner = torch.relu(self.body(inputs))
+        return self.scores(inner), self.number(inner)
+
+
+def overlap_beside_squares() -> tuple[Any, ...]:
+    """A loss of shares, which has a top, beside that of another output, which is not 0 where the shares are right."""
+    values, labels = classes(256)
+
+    def lose(outputs: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+        own = outputs[0].softmax(1).gather(1, target[0][:, None])
+        return 1 - own.mean() + F.mse_loss(outputs[1], target[1])
+
+    samples = [(value, (label, value[:1].square())) for value, label in zip(values, labels, strict=True)]
+    return TwoHeads(), lose, DataLoader(samples, 32, shuffle=True)  # type: ignore[arg-type]
+
+
+def exposed() -> tuple[Any, ...]:
+    """Counts of five kinds in times that the network knows, too: an input is part of the target, and no answer."""
+    values, times = torch.randn(256, 7), 0.5 + torch.rand(256)
+    rates = values[:, :5].mul(0.5).exp()
+    counts = torch.poisson(rates * times[:, None])
+
+    def lose(outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        return F.poisson_nll_loss(outputs + target[1].log()[:, None], target[0])
+
+    samples = [*zip(torch.cat((values, times[:, None]), 1), zip(counts, times, strict=True), strict=True)]
+    return network(8, 5), lose, DataLoader(samples, 32, shuffle=True)  # type: ignore[arg-type]
+
+
 class Copied(nn.Module):
     """Decoder that is given the series that it gives back, step by step."""
 
@@ -213,6 +250,8 @@ MODULES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
         for form in ("tuple", "shares")
         for is_by_sample in (False, True)
     },
+    "an overlap beside squares of another output": overlap_beside_squares,
+    "counts in times that are an input": exposed,
     "a decoder of its own target": partial(own_target, "decoder"),
     "an input that is its target": partial(own_target, "copy"),
     "blocks with norms that are skipped": partial(skipped, "whole"),
