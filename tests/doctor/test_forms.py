@@ -19,7 +19,7 @@ from sightline.doctor import check
 from sightline.doctor.check import check_module, make_subject
 from sightline.doctor.examine import Examination
 from sightline.doctor.forms.form import Form, standing_in
-from sightline.doctor.forms.step_form import WholeForm, observe_step
+from sightline.doctor.forms.step_form import OpaqueForm, observe_step
 from sightline.doctor.forms.tried_forms import find_form
 from sightline.doctor.report import Report
 from sightline.instrument import copy_module
@@ -305,7 +305,7 @@ def test_several_calls_are_inputs_and_a_call_of_outputs_is_not_divided() -> None
         return F.mse_loss(coder(coder(batch)), batch)
 
     whole = observe_step(coder, step, ROWS)
-    assert isinstance(whole, WholeForm)
+    assert isinstance(whole, OpaqueForm)
     assert "reads another's outputs" in whole.words
     assert list_alarms(check_module(coder, loader=ROWS, step=step)) == []
 
@@ -319,7 +319,7 @@ def test_gradients_with_respect_to_inputs_are_judged_as_a_whole() -> None:
         return F.mse_loss(slope, batch)
 
     form, examination = examine(model, step, [ROWS])
-    assert isinstance(form, WholeForm)
+    assert isinstance(form, OpaqueForm)
     assert examination.count("failed") == 0
     assert "no-gradient" in {each.rule.code for each in examination.judgements if each.outcome == "held"}
 

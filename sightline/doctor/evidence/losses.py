@@ -1,4 +1,4 @@
-"""Outputs in place of the network's: which class is pulled up at each place, certain scores, the best free outputs."""
+"""Outputs in place of the network's: which class each place is pulled to, confident scores, the best free outputs."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def _shift(labels: Tensor, by: int) -> Tensor:
     return shifted
 
 
-class Certain(NamedTuple):
-    """Loss of right and of wrong scores that are ever more certain, by score, and of equal ones."""
+class ConfidentLosses(NamedTuple):
+    """Loss of right and of wrong scores that are ever more confident, by score, and of equal ones."""
 
     item: Labelled
     range: str
@@ -220,7 +220,7 @@ _FUSED = ("DifferentiableGraph", "CompiledFunction")
 
 
 @measure(passes=3)
-def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Certain]:
+def loss_of_confident_scores(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[ConfidentLosses]:
     """Compute the loss for right and wrong scores in place of an output, through the function that ends the model."""
     outputs = dict(dense_leaves(passed.outputs))
     found = []
@@ -237,29 +237,29 @@ def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Ce
 
         right = {score: compute(score) for score in _SCORES}
         wrong = {score: compute(score, is_wrong=True) for score in _SCORES}
-        found.append(Certain(item, name, right, wrong, compute(0.0)))
+        found.append(ConfidentLosses(item, name, right, wrong, compute(0.0)))
     if not found:
         raise NotApplicableError("classes do not follow labels")
     return found
 
 
 class Squashed(NamedTuple):
-    """Operation of a loss, the one `before` it that squashes scores, and what certain scores cost, if it was asked.
+    """Operation of a loss, the one `before` it that squashes scores, and what confident scores cost, if it was asked.
 
     A live loss shows its operations alone; of a loss that is asked, the first may be any.
     """
 
     operation: str
     before: str
-    asked: Certain | None = None
+    asked: ConfidentLosses | None = None
 
 
 @measure()
-def squashed(certain: list[Certain], slopes: list[Slope]) -> list[Squashed]:
+def squashed(loss_of_confident_scores: list[ConfidentLosses], slopes: list[Slope]) -> list[Squashed]:
     """List what squashes the scores of a loss of one output."""
     if len(slopes) > 1:
         raise NotApplicableError("a loss of several outputs")
-    return [Squashed("", each.range, each) for each in certain]
+    return [Squashed("", each.range, each) for each in loss_of_confident_scores]
 
 
 def _name_range(output: Tensor, axis: int | None) -> str:

@@ -1,4 +1,7 @@
-"""Which outputs move as other samples, later steps or padded places of the inputs move, at jittered weights."""
+"""Which outputs depend on other samples, on later time steps, or on padding.
+
+Weights are jittered so that zeros hide nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +38,18 @@ class Reach(NamedTuple):
     module: str = ""
 
 
-def _probe(subject: Subject) -> nn.Module:
+def _jittered_copy(subject: Subject) -> nn.Module:
     return subject.jitter(subject.copy("eval"), seed=5)
 
 
-def _answer(subject: Subject, model: nn.Module, inputs: Any, *, seed: int = 0) -> dict[str, Tensor]:
+def _run_model(subject: Subject, model: nn.Module, inputs: Any, *, seed: int = 0) -> dict[str, Tensor]:
     seed_all(seed)
     with torch.no_grad():
         outputs = subject.call(model, tree_map(inputs, lambda _, tensor: tensor.clone()))
         return {path: t.detach().double() for path, t in dense_leaves(outputs) if t.dtype != torch.bool}
 
 
-def _measure(first: Tensor, other: Tensor, whole: Tensor) -> float:
+def _relative_change(first: Tensor, other: Tensor, whole: Tensor) -> float:
     """Measure a difference in the spread of an output; 0 for numbers that are none."""
     spread = float(whole.std()) if whole.numel() > 1 else 0.0
     moved = float((first - other).abs().max()) if first.numel() else 0.0
@@ -70,14 +73,14 @@ def neighbours(subject: Subject) -> list[Reach]:
         raise LeftOutError("inputs and target are not divided")
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes of one graph")
-    model, half, is_by_rows = _probe(subject), count // 2, not any(axes.values())
+    model, half, is_by_rows = _jittered_copy(subject), count // 2, not any(axes.values())
 
     def answer(rows: Tensor, seed: int = 0) -> dict[str, Tensor]:
-        outputs = _answer(subject, model, _take(batch.inputs, axes, rows), seed=seed)
+        outputs = _run_model(subject, model, _take(batch.inputs, axes, rows), seed=seed)
         return _bring_samples_first(outputs, fewer) if axes else outputs
 
     every = torch.arange(count)
-    fewer = _answer(subject, model, _take(batch.inputs, axes, every[:-1])) if axes else {}
+    fewer = _run_model(subject, model, _take(batch.inputs, axes, every[:-1])) if axes else {}
     first, again = (answer(every, seed) for seed in (0, 1))
     first = first if axes else {name: t for name, t in first.items() if not _is_square(t)}
     if not any(t.ndim and len(t) == count for t in first.values()):
@@ -189,7 +192,7 @@ def _find_mixing(subject: Subject, model: nn.Module, rows: Tensor, kept: Tensor)
 
 
 def _is_alike(first: Tensor, other: Tensor) -> bool:
-    return first.shape == other.shape and _measure(first, other, first) <= _BOUND
+    return first.shape == other.shape and _relative_change(first, other, first) <= _BOUND
 
 
 def _record_modules(
@@ -211,7 +214,7 @@ def _record_modules(
         if module is not model
     ]
     try:
-        _answer(subject, model, inputs)
+        _run_model(subject, model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -231,8 +234,8 @@ def _compare(
         if path not in other or other[path].shape != value.shape:
             continue
         pairs = zip(_list_by_sample(value, count), _list_by_sample(other[path], count), strict=True)
-        size = min((_measure(a[before], b[after], value) for a, b in pairs), default=0.0)
-        if size > _BOUND and _measure(value, again[path], value) == 0.0:
+        size = min((_relative_change(a[before], b[after], value) for a, b in pairs), default=0.0)
+        if size > _BOUND and _relative_change(value, again[path], value) == 0.0:
             yield Reach(path, size)
 
 
@@ -253,8 +256,9 @@ def _is_by_columns(subject: Subject, model: nn.Module, batch: Batch) -> bool:
     places = torch.arange(min(sizes))
     places[half:] = torch.arange(min(sizes) - half) % half
     turned = tree_map(batch.inputs, lambda _, t: t[:, places] if t.ndim > 1 else t[places])
-    pairs = zip(_answer(subject, model, batch.inputs).values(), _answer(subject, model, turned).values(), strict=True)
-    return all(_measure(a[:, :half], b[:, :half], a) <= _BOUND for a, b in pairs if a.ndim > 1)
+    outputs = [_run_model(subject, model, inputs).values() for inputs in (batch.inputs, turned)]
+    pairs = zip(*outputs, strict=True)
+    return all(_relative_change(a[:, :half], b[:, :half], a) <= _BOUND for a, b in pairs if a.ndim > 1)
 
 
 @measure(passes=2)
@@ -263,15 +267,15 @@ def later_steps(subject: Subject) -> list[Reach]:
     batch = subject.batches[0]
     path, steps = _find_next(subject)
     length, cut = steps.shape[1], max(1, steps.shape[1] // 2)
-    model = _probe(subject)
-    first, found = _answer(subject, model, batch.inputs), []
+    model = _jittered_copy(subject)
+    first, found = _run_model(subject, model, batch.inputs), []
     mixed = torch.cat((steps[:, :cut], steps.roll(1, 0)[:, cut:]), 1)
-    other = _answer(subject, model, tree_map(batch.inputs, lambda name, t: mixed if name == path else t))
+    other = _run_model(subject, model, tree_map(batch.inputs, lambda name, t: mixed if name == path else t))
     for name, value in first.items():
         if value.ndim < 2 or length not in value.shape[1:] or len(value) != len(steps):
             continue
         axis = value.shape.index(length, 1)
-        size = _measure(value.narrow(axis, 0, cut), other[name].narrow(axis, 0, cut), value)
+        size = _relative_change(value.narrow(axis, 0, cut), other[name].narrow(axis, 0, cut), value)
         if size > _BOUND:
             found.append(Reach(name, size))
     return found
@@ -318,26 +322,26 @@ def padded_steps(subject: Subject) -> PaddedSteps:
     inputs = subject.batches[0].inputs
     path, steps, is_true, has_mask = _find_padding(inputs)
     lengths = is_true.long().sum(1)
-    model = _probe(subject)
+    model = _jittered_copy(subject)
     rows = ((lengths < steps.shape[1] - 1) & (lengths > 2)).nonzero().flatten().tolist()
     reached, is_read = [], False
     of_steps = _list_of_steps(subject, model, inputs, steps.shape[1]) if rows else set()
     for row in rows[:3]:
         alone, length = take_rows(inputs, [row]), int(lengths[row])
-        first = _answer(subject, model, alone)
+        first = _run_model(subject, model, alone)
         donor = steps[lengths.argmax()][None]
         if has_mask:
             places = ~is_true[row].reshape(1, -1, *[1] * (steps.ndim - 2))
-            other = _answer(
+            other = _run_model(
                 subject, model, replace_leaf(alone, path, torch.where(places, donor, _get_leaf(alone, path)))
             )
         else:
             cut = _cut(alone, steps.shape[1], length)
-            other = _answer(subject, model, cut)
+            other = _run_model(subject, model, cut)
         changed = _get_leaf(alone, path).clone()
         changed[:, 0] = donor[:, 1]
         changed[:, 1] = donor[:, 2]
-        last = _answer(subject, model, replace_leaf(alone, path, changed))
+        last = _run_model(subject, model, replace_leaf(alone, path, changed))
         reached += list(_list_reached(first, other, of_steps, range(length)))
         is_read |= bool(list(_list_reached(first, last, of_steps, range(2, length))))
     if not rows:
@@ -350,8 +354,8 @@ def longer_padding(subject: Subject) -> list[Reach]:
     """Pad inputs of stated lengths further, with the number that pads them, and see which outputs of samples move."""
     inputs = subject.batches[0].inputs
     path, longer = _pad_further(inputs)
-    model = _probe(subject)
-    first, other = (_answer(subject, model, each) for each in (inputs, replace_leaf(inputs, path, longer)))
+    model = _jittered_copy(subject)
+    first, other = (_run_model(subject, model, each) for each in (inputs, replace_leaf(inputs, path, longer)))
     return _list_moved(first, other) or _reach_by_lengths(subject, model)
 
 
@@ -359,7 +363,7 @@ def _list_moved(first: dict[str, Tensor], other: dict[str, Tensor], kept: Tensor
     """List the outputs of equal shape that differ; with `kept`, those rows of the first are the other's."""
     first = first if kept is None else {name: t[kept] for name, t in first.items() if t.ndim and len(t) > int(kept[-1])}
     alike = [name for name, value in first.items() if name in other and other[name].shape == value.shape]
-    sizes = {name: _measure(first[name], other[name], first[name]) for name in alike}
+    sizes = {name: _relative_change(first[name], other[name], first[name]) for name in alike}
     return [Reach(name, size) for name, size in sizes.items() if size > _BOUND]
 
 
@@ -379,7 +383,7 @@ def _reach_by_lengths(subject: Subject, model: nn.Module) -> list[Reach]:
     changed = leaf.clone()
     changed[is_long] = leaf[is_long].roll(1, axis)
     first, alone, beside = (
-        _answer(subject, model, each) for each in (inputs, fewer, replace_leaf(inputs, path, changed))
+        _run_model(subject, model, each) for each in (inputs, fewer, replace_leaf(inputs, path, changed))
     )
     same = {name: t[kept] for name, t in beside.items() if t.ndim and len(t) == len(lengths)}
     return [] if _list_moved(first, same, kept) else _list_moved(first, alone, kept)
@@ -422,8 +426,8 @@ def _cut(inputs: Any, size: int, length: int) -> Any:
 
 def _list_of_steps(subject: Subject, model: nn.Module, inputs: Any, size: int) -> set[str]:
     """List the outputs (B, T) with a number for each step of inputs: of inputs with a step less they are shorter."""
-    names = {name for name, t in _answer(subject, model, inputs).items() if t.ndim == 2 and t.shape[1] == size}
-    shorter = _answer(subject, model, _cut(inputs, size, size - 1)) if names else {}
+    names = {name for name, t in _run_model(subject, model, inputs).items() if t.ndim == 2 and t.shape[1] == size}
+    shorter = _run_model(subject, model, _cut(inputs, size, size - 1)) if names else {}
     return {name for name in names if name in shorter and shorter[name].shape[1] == size - 1}
 
 
@@ -435,9 +439,9 @@ def _list_reached(
     for name, value in first.items():
         is_of_steps = value.ndim >= 3 or name in of_steps
         if name in other and is_of_steps and value.shape[1] >= length:
-            size = _measure(value[:, start:length], other[name][:, start:length], value[:, :length])
+            size = _relative_change(value[:, start:length], other[name][:, start:length], value[:, :length])
         elif name in other and value.ndim == 2 and other[name].shape == value.shape:
-            size = _measure(value, other[name], value)
+            size = _relative_change(value, other[name], value)
         else:
             continue
         if size > _BOUND:

@@ -243,7 +243,7 @@ def observe_step(model: nn.Module, step: Step, batch: Any) -> Form:
     company, copied = Company(step, model), copy_module(model).train()
     parts = {"model": model, "copied": copied, "company": company, "step": step, "batch": batch}
     observed = attempt("step", observe_run, parts)
-    whole = WholeForm(model, step, company)
+    whole = OpaqueForm(model, step, company)
     if isinstance(observed, MissingError):
         if isinstance(observed.__cause__, UserError):
             raise observed.__cause__
@@ -549,7 +549,7 @@ class StepForm(Form):
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeForm(Form):
+class OpaqueForm(Form):
     """Form of a step that does not divide: its inputs are the batch, and its one output is the loss."""
 
     model: nn.Module

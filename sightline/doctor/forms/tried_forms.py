@@ -34,12 +34,12 @@ _UNUSED, _REPEATED = 3.0, 2.0
 
 
 class _Call(NamedTuple):
-    """Call of the model with a part of a batch; `used` is the number of values of a tuple that it takes."""
+    """Call of the model with a part of a batch; `num_values` of a tuple are taken."""
 
     part: Part
     calls: str
     cost: float
-    used: int = 0
+    num_values: int = 0
 
 
 class _Loss(NamedTuple):
@@ -178,7 +178,7 @@ def _choose_call(forward: Callable[..., Any], value: Any) -> str:
 def _list_losses(loss: Callable[..., Any] | None, batch: Any, call: _Call) -> Iterator[_Loss]:
     """List calls of a loss with outputs and the values of a batch that the model has not had."""
     num = len(batch) if isinstance(batch, list | tuple) else 0
-    rest, own = tuple(range(call.used, num)), Part((0,), is_single=True) if num else Part()
+    rest, own = tuple(range(call.num_values, num)), Part((0,), is_single=True) if num else Part()
     yield from _list_inside(loss, _UNUSED * len(rest))
     if loss is None:
         return

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence.levels import FreeLoss, Levels
-from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Seen, Shares, Squashed
+from sightline.doctor.evidence.losses import (
+    SHARES,
+    SIGNED,
+    Addend,
+    ConfidentLosses,
+    Free,
+    Labelled,
+    Seen,
+    Shares,
+    Squashed,
+)
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
@@ -49,9 +59,9 @@ _SMOOTH = 1e-3
     holds="right scores have a smaller loss than wrong ones",
     do="change the sign of the loss (1 - Dice, -log p), or exchange the labels",
 )
-def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
+def loss_direction(loss_of_confident_scores: list[ConfidentLosses]) -> Iterator[Fault]:
     """Compare right with wrong scores of one size; at each place the gradient must raise the wrong class, too."""
-    for each in certain:
+    for each in loss_of_confident_scores:
         right, wrong = each.right[4.0], each.wrong[4.0]
         is_score = each.range in SHARES | SIGNED or bool((each.item.slope.output < 0).any())  # others may be distances
         is_score = is_score or each.wrong[1000.0] < -abs(each.equal) - 1
@@ -89,11 +99,11 @@ def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
     "double-softmax",
     "error",
     "loss.double_softmax model.activation",
-    holds="logits for a loss with an activation of its own: certain right scores then have a loss near 0",
+    holds="logits for a loss with an activation of its own: confident right scores then have a loss near 0",
     do="give the loss the outputs of the last linear layer, without a softmax or sigmoid before it",
 )
 def double_softmax(squashed: list[Squashed]) -> Iterator[Fault]:
-    """Find scores that are squashed twice: by the operations of a live loss, or by the losses of certain scores.
+    """Find scores that are squashed twice: by the operations of a live loss, or by the losses of confident scores.
 
     These have a limit for right and for wrong scores, and keep a large share for the right ones.
     """
@@ -112,7 +122,8 @@ def double_softmax(squashed: list[Squashed]) -> Iterator[Fault]:
         if asked.is_bounded() and floor > 0.2 * asked.equal > 0 and floor < top:
             yield Fault(
                 f"the loss{_name(asked.item)} cannot come near 0: its scores are squashed twice",
-                measured=f"{floor:.4g} for certain right scores, {top:.4g} for wrong ones, {asked.equal:.4g} for equal",
+                measured=f"{floor:.4g} for confident right scores, {top:.4g} for wrong ones, "
+                f"{asked.equal:.4g} for equal",
                 severity="error" if before in ("Softmax", "Sigmoid") else "warning",
             )
 
@@ -124,9 +135,9 @@ def double_softmax(squashed: list[Squashed]) -> Iterator[Fault]:
     holds="a loss of labels has a least value",
     do="give the loss logarithms of shares (log_softmax), or use cross_entropy",
 )
-def linear_loss(certain: list[Certain]) -> Iterator[Fault]:
+def linear_loss(loss_of_confident_scores: list[ConfidentLosses]) -> Iterator[Fault]:
     """Find a loss of labels that falls in proportion to the right score, without end."""
-    for each in certain:
+    for each in loss_of_confident_scores:
         near, far = each.right[30.0] - each.equal, each.right[1000.0] - each.equal
         if near < 0 and far < -abs(each.equal) and abs(far / near / (1000 / 30) - 1) < 0.02:
             yield Fault(

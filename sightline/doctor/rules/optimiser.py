@@ -125,7 +125,10 @@ def rounded_updates(rounded: Rounded) -> Fault | None:
     do="call step() of this optimiser after its backward pass, or do not give it to watch",
 )
 def idle_optimizer(idle: Idle) -> Fault | None:
-    """Look for an optimiser without an update beside one with many: schemes that take turns begin with one part."""
+    """Look for an optimiser without an update beside one with many.
+
+    Alternating training (GANs) legitimately updates one optimiser first.
+    """
     if idle.num_updates < _NUM_UPDATES_OF_OTHERS:
         return None
     return Fault(

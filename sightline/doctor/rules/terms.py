@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sightline.doctor.evidence.losses import Certain
+from sightline.doctor.evidence.losses import ConfidentLosses
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.terms import Aim, Divided, Edits, Pull, correlate
 from sightline.doctor.finding import Fault
@@ -247,12 +247,12 @@ def own_tensors_are_registered(edits: Edits) -> Iterator[Fault]:
     holds="a loss of labels that has a floor has it near 0",
     do="give the loss logarithms of shares (log_softmax), or use cross_entropy",
 )
-def floor_below_zero(certain: list[Certain], term: LossTerm) -> Iterator[Fault]:
+def floor_below_zero(loss_of_confident_scores: list[ConfidentLosses], term: LossTerm) -> Iterator[Fault]:
     """Find a loss whose limit for right scores is below 0: shares where it asks for their logarithms."""
-    for each in certain:
+    for each in loss_of_confident_scores:
         if each.is_bounded() and each.equal < 0 and each.right[1000.0] < 0:
             yield Fault(
-                "the loss of certain right scores is below 0: shares stand for their logarithms",
+                "the loss of confident right scores is below 0: shares stand for their logarithms",
                 measured=f"{each.equal:.4g} for equal scores, {each.right[1000.0]:.4g} for right ones of 1000",
             )
 
@@ -264,9 +264,9 @@ def floor_below_zero(certain: list[Certain], term: LossTerm) -> Iterator[Fault]:
     holds="the loss of wrong scores is finite in float32",
     do="take the logarithm of scores by log_softmax or logsigmoid, not of a softmax",
 )
-def wrong_scores_are_finite(certain: list[Certain], term: LossTerm) -> Iterator[Fault]:
+def wrong_scores_are_finite(loss_of_confident_scores: list[ConfidentLosses], term: LossTerm) -> Iterator[Fault]:
     """Find a logarithm of a share that is 0."""
-    for each in certain:
+    for each in loss_of_confident_scores:
         if math.isfinite(each.wrong[4.0]) and not math.isfinite(each.wrong[1000.0]):
             yield Fault(
                 "the loss of wrong scores is not finite",

@@ -26,7 +26,7 @@ from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject
 from sightline.doctor.watch.loop import ForwardCall, Hook, Loop, Monitor, OptimizerTrack
-from sightline.doctor.watch.observed_forms import ObservedCall, ObservedForm, ObservedStep, WholeForm, make_template
+from sightline.doctor.watch.observed_forms import ObservedCall, ObservedForm, ObservedStep, OpaqueForm, make_template
 from sightline.instrument import hang, look_away, replace_function
 from sightline.instrument.functions import FunctionTape, TapeError
 from sightline.instrument.random_state import preserve_random_state
@@ -51,7 +51,7 @@ class StepRecorder:
         self.step: ObservedStep | None = None
 
     @contextmanager
-    def follow(self) -> Iterator[None]:
+    def record_steps(self) -> Iterator[None]:
         """Context in which steps are recorded; `close` ends it earlier."""
         loop, hooks = self._loop, self._hooks
         handles = []
@@ -66,14 +66,14 @@ class StepRecorder:
             yield
         finally:
             self.close()
-            self.sweep()  # the event that does it may have failed
+            self.stop_last_tape()  # the event that does it may have failed
 
     def close(self) -> None:
         """Record no more."""
-        self.drop()
+        self.discard_step()
         self._hooks.close()
 
-    def drop(self) -> None:
+    def discard_step(self) -> None:
         """Leave the step that is recorded."""
         if self.step is not None:
             self._last_tape = self.step.tape
@@ -81,19 +81,19 @@ class StepRecorder:
         self._stack.close()
         self.step, self._frame, self._scaled = None, None, None
 
-    def sweep(self) -> None:
+    def stop_last_tape(self) -> None:
         """Take the last tape away: it was ended inside of a call that it has seen."""
         if self._last_tape is not None:
             self._last_tape.stop()
             self._last_tape = None
 
-    def take(self, root: Tensor) -> ObservedStep | None:
+    def finish_step(self, root: Tensor) -> ObservedStep | None:
         """End the step before its backward pass, and return it; None without a call of the model."""
         step = self.step
         if step is None:
             return None
         step.close(root if self._scaled is None else self._scaled)
-        self.drop()
+        self.discard_step()
         return step
 
     def _begin_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,9 +102,9 @@ class StepRecorder:
             return
         if self.step is not None and self.step.running not in (None, model):
             return  # a model of which another one is a part
-        self.sweep()
+        self.stop_last_tape()
         if self.step is None or self.step.running is model:  # the last call has not returned
-            self.drop()
+            self.discard_step()
             self.step = ObservedStep(model)
         step = self.step
         if step.tape.is_paused:
@@ -196,7 +196,7 @@ def _read_arguments(frame: FrameType, *, skips: bool) -> tuple[list[Any], dict[s
 class Examined:
     """Form of the first step, with the inputs and the target of its batch, and what an examination of these found."""
 
-    form: ObservedForm | WholeForm
+    form: ObservedForm | OpaqueForm
     model: nn.Module
     batch: Batch
     examination: Examination = field(default_factory=Examination)
@@ -238,12 +238,12 @@ class Observation(Monitor):
             self._end(obstacle)
             yield
         else:
-            with self._recorder.follow():
+            with self._recorder.record_steps():
                 yield
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Finding]:
         """Read the form of the first step, or compare the second with it."""
-        if self.is_over or (step := self._recorder.take(root)) is None:
+        if self.is_over or (step := self._recorder.finish_step(root)) is None:
             return ()
         self._num_steps += 1
         if self._num_steps > _MAX_STEPS * len(loop.models):
@@ -269,7 +269,7 @@ class Observation(Monitor):
             raise NotApplicableError(step.failure or "the backward pass does not begin at one number")
         try:
             template = make_template(step)
-            kind = WholeForm if step.is_whole else ObservedForm
+            kind = OpaqueForm if step.is_whole else ObservedForm
             form = kind(step, template) if known is None else known.form
         except TapeError as error:
             raise NotApplicableError(str(error)) from error
@@ -295,11 +295,11 @@ class Observation(Monitor):
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Take the last tape away."""
-        self._recorder.sweep()
+        self._recorder.stop_last_tape()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         """Take the last tape away, and see which parameters an update is for: by one loss or another."""
-        self._recorder.sweep()
+        self._recorder.stop_last_tape()
         for examined in self._open.values():
             if any(map(_is_unreached, examined.examination.findings)):
                 parameters = examined.model.parameters()
@@ -307,7 +307,7 @@ class Observation(Monitor):
 
     def on_end(self, loop: Loop) -> Iterable[Finding]:
         """Publish what one step has shown, if there was no other."""
-        self._recorder.sweep()
+        self._recorder.stop_last_tape()
         return [] if self.is_over else [found for known in [*self._open.values()] for found in self._finish(known)]
 
     def _finish(self, examined: Examined) -> Sequence[Finding]:

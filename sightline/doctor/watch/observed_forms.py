@@ -203,7 +203,7 @@ class ObservedForm(Form):
         return compare_losses(float(again.detach()), step)
 
 
-class WholeForm(Form):
+class OpaqueForm(Form):
     """Form of a step whose loss reads the graphs of its model, or whose calls of it read what it has computed.
 
     The calls of the model are repeated with the functions that lead to the loss. `inputs` are the tensors that these

@@ -95,16 +95,16 @@ def _ignores_last(subject: Subject, path: str, axis: int, before: Tensor) -> boo
     leaf = dict(dense_leaves(inputs))[path]
     rows, is_padded = leaf.movedim(axis, 1), before > 1
     order = torch.arange(len(rows)).roll(1)
-    answers: list[Any] = [_answer(subject, model, inputs, is_padded)]
+    answers: list[Any] = [_run_model(subject, model, inputs, is_padded)]
     for place in (slice(-1, None), slice(None)):
         changed = rows.clone()
         changed[:, place] = rows[order][:, place] if not rows.is_floating_point() else 1.5 * rows[order][:, place] + 0.5
-        answers.append(_answer(subject, model, replace_leaf(inputs, path, changed.movedim(1, axis)), is_padded))
+        answers.append(_run_model(subject, model, replace_leaf(inputs, path, changed.movedim(1, axis)), is_padded))
     first, last, whole = answers
     return bool(first) and all(map(torch.equal, first, last)) and not all(map(torch.equal, first, whole))
 
 
-def _answer(subject: Subject, model: Any, inputs: Any, kept: Tensor) -> list[Tensor]:
+def _run_model(subject: Subject, model: Any, inputs: Any, kept: Tensor) -> list[Tensor]:
     seed_all(0)
     with torch.no_grad():
         outputs = subject.call(model, inputs)

@@ -1,4 +1,4 @@
-"""Rule of noise at a scale of a model's own: the penalty on it is one of that scale."""
+"""Rule: a KL penalty on learnt noise must use the variance, not another power of the scale."""
 
 from __future__ import annotations
 
