@@ -181,6 +181,7 @@ def install(kind: str = "refusals") -> None:
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
         code = compile(_mark(path, kind)[0], str(path), "exec")
         codes |= {(str(path), each.co_qualname): each for each in _list_codes(code)}
+    gc.unfreeze()  # or they are not listed
     for function in [each for each in gc.get_objects() if type(each) is types.FunctionType]:
         own = function.__code__
         marked = codes.get((own.co_filename, own.co_qualname))
