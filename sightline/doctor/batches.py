@@ -15,7 +15,7 @@ from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_
 _MAX_BATCHES, _MAX_SMALL_BATCHES = 4, 64
 
 
-def read_batches(batches: Iterable[Any], *, num_samples: int | None = None) -> list[Any]:
+def read_batches(batches: Iterable[Any], *, num_samples: int | None = None, name: str = "the loader") -> list[Any]:
     """Read the first four batches, or up to 64 until they have `num_samples`; those without samples are left out.
 
     Raises UserError if there is none.
@@ -26,7 +26,7 @@ def read_batches(batches: Iterable[Any], *, num_samples: int | None = None) -> l
         if num_samples is not None and sum(map(_count_samples, first)) >= num_samples:
             break
     if not first:
-        raise UserError("check: the loader has no batch")
+        raise UserError(f"check: {name} has no batch")
     return [batch for batch in first if not _is_empty(batch)] or first
 
 

@@ -7,6 +7,8 @@ import math
 import time
 from dataclasses import dataclass
 
+from sightline.contract.errors import UserError
+
 BUDGET_S = 4.0
 """Seconds of a usual processor for the measurements of one check, if its caller states none."""
 
@@ -24,7 +26,12 @@ class Budget:
 
     @classmethod
     def allow(cls, budget_s: float | None, *, otherwise_s: float = BUDGET_S) -> Budget:
-        """Allow the processor time that a caller states, from now on; without it, counts alone decide."""
+        """Allow the processor time that a caller states, from now on; without it, counts alone decide.
+
+        Raises UserError for what is no number of seconds, 0 or more.
+        """
+        if budget_s is not None and not (isinstance(budget_s, int | float) and budget_s >= 0):
+            raise UserError(f"check: budget_s: found {budget_s!r:.40}, allowed are seconds, 0 or more")
         return cls(otherwise_s) if budget_s is None else cls(budget_s, ends_s=time.process_time() + budget_s)
 
     @property

@@ -66,6 +66,7 @@ def check_module(
     or less, and bounds the processor time that this takes. Raises UserError for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
+    assert_step(step, name="check")
     more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
     examined = examine_models({"": model}, loss, loader, declared=declared, budget=Budget.allow(budget_s), **more)
     return _make_report(type(unwrap(model)).__name__, examined, budget_s)
@@ -197,23 +198,31 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
         remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
         remedies=_list_remedies([subject for subject, _ in examined.values()]),
         loop=LOOP,
-        gaps=[
-            *_list_gaps([subject for subject, _ in examined.values()]),
-            *dict.fromkeys(gap for _, examination in examined.values() for gap in examination.gaps),
-        ],
+        gaps=list_gaps(examined),
         budget_s=BUDGET_S if budget_s is None else budget_s,
     )
     return Report(title, list_findings(examined), verdict)
 
 
-def _list_gaps(subjects: Sequence[Subject]) -> list[str]:
-    """List what of the batches no relation changes: targets that are no tensors, an evaluation of another form."""
+def list_gaps(examined: Mapping[str, tuple[Subject, Examination]]) -> list[str]:
+    """List what of the batches no relation changes: targets that are no tensors, an evaluation of another form.
+
+    Then what was left out because it is slow to read.
+    """
+    subjects = [subject for subject, _ in examined.values()]
     has_arrays = any(_has_array(batch.target) for subject in subjects for batch in subject.batches[:1])
     is_other = any(subject.is_of_another_form for subject in subjects)
     return [
         *(["targets that are NumPy arrays (collate them to tensors)"] if has_arrays else []),
         *(["evaluation data, whose batches are of another form than those of training"] if is_other else []),
+        *dict.fromkeys(gap for _, examination in examined.values() for gap in examination.gaps),
     ]
+
+
+def assert_step(step: Any, *, name: str) -> None:
+    """Raise UserError for a step that is no function."""
+    if step is not None and not callable(step):
+        raise UserError(f"{name}: step is a function of one batch that returns its loss; found {type(step).__name__}")
 
 
 def _has_array(value: Any) -> bool:
@@ -346,7 +355,7 @@ def _split_evaluation(evaluation: Any, form: Form, model: nn.Module) -> list[Bat
 
     Batches of training alone may be mixed, and have a second label and a share.
     """
-    batches = read_batches(list_batches(evaluation))
+    batches = read_batches(list_batches(evaluation), name="evaluation")
     divided = attempt("evaluation", _split, {"batches": batches, "form": form, "model": model})
     return [] if isinstance(divided, MissingError) else divided
 

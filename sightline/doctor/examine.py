@@ -57,7 +57,8 @@ class Examination:
             for one in (self, other)
         )
         added = {judge: each for judge, each in judged.items() if judge not in known or each.outcome == "broken"}
-        return Examination([*self.findings, *other.findings], [*(known | added).values()])
+        gaps = [*dict.fromkeys([*self.gaps, *other.gaps])]
+        return Examination([*self.findings, *other.findings], [*(known | added).values()], gaps)
 
     def list_reasons(self, *outcomes: Outcome) -> list[str]:
         """List the reasons of some outcomes, each once, those of most rules first."""

@@ -229,3 +229,66 @@ def test_however_it_returns_its_loss_and_is_called(form: str, caller: str) -> No
         *({"label-input", "cross-sample-leak"} if caller != "watch" else ()),
     }
     assert wanted <= asked
+
+
+class ReadsLabels(nn.Module):
+    """Its scores depend on the labels, which its loss reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(4, 8), nn.Linear(18, 4)
+
+    def forward(self, rows: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.last(torch.cat([rows, self.table(labels)], dim=1)), labels)
+
+
+class Fused(nn.Module):
+    """Later steps are seen by an encoder that torch fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.table, self.encoder, self.last = nn.Embedding(12, 16), nn.TransformerEncoder(layer, 1), nn.Linear(16, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return shifted(self.last(self.encoder(self.table(tokens))), tokens)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "code"), [(ReadsLabels, "rows", "label-input"), (Fused, "tokens", "attention")]
+)
+def test_a_fault_of_a_network_that_returns_its_loss(make: Callable[[], nn.Module], data: str, code: str) -> None:
+    torch.manual_seed(0)
+    model, loader = make(), DataLoader(TensorDataset(*BATCHES[data]), 16)
+    assert code in {finding.code for finding in sightline.check(model, loader=loader).findings}
+
+
+def test_a_loss_that_cannot_be_taken_out_is_said() -> None:
+    """A loop over a list of targets is another one for the next batch."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(10, 4)
+
+        def forward(self, rows: list[Tensor], labels: list[Tensor]) -> Tensor:
+            pairs = zip(rows, labels, strict=True)
+            return torch.stack([F.cross_entropy(self.last(row[None]), label[None]) for row, label in pairs]).mean()
+
+    rows, labels = BATCHES["rows"]
+    model = Listed()
+    report = sightline.check(model, loader=[([*rows[:8]], [*labels[:8]])], step=lambda batch: model(*batch))
+    assert "which returns its loss; it is judged with it, as one: targets in a list" in report.verdict[0]
+
+
+def test_one_batch_twice_through_dropout_is_two_views() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
+
+    def step(batch: Any) -> Tensor:
+        first, second = (model(batch[0]) for _ in range(2))
+        return F.cross_entropy(first, batch[1]) + (first - second).square().mean()
+
+    loader = DataLoader(TensorDataset(*BATCHES["rows"]), 16, shuffle=True)
+    report = sightline.check(model, loader=loader, step=step)
+    assert [finding for finding in report.findings if finding.severity != "note"] == []

@@ -21,6 +21,7 @@ import sightline
 from sightline.contract.errors import UserError
 from sightline.doctor.check import check_module, make_subject
 from sightline.doctor.evidence import MEASUREMENTS, Evidence
+from sightline.doctor.evidence.data.source import Reading
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.instrument.work import WorkCounter
 from sightline.workbench.check.suite import all_rules
@@ -381,3 +382,49 @@ def test_what_could_not_be_asked_is_no_other_kind_of_program() -> None:
     assert found, few
     assert int(found[1]) > 3
     assert "fewer than" in found[2]
+
+
+@pytest.mark.parametrize("budget_s", ["4", -1.0, float("nan")])
+def test_a_budget_that_is_none_is_refused_in_a_line(budget_s: Any) -> None:
+    with pytest.raises(UserError, match=r"^check: budget_s: found .*, allowed are seconds, 0 or more$"):
+        sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH, budget_s=budget_s)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(sightline.check, loader=BATCH, step=5), "check: step is a function of one batch"),
+        (partial(sightline.watch, loader=[BATCH], step=5), "watch: step is a function of one batch"),
+        (partial(sightline.watch, step=lambda batch: batch), "watch: `step` is asked with batches of `loader`"),
+        (partial(sightline.check, loss=nn.CrossEntropyLoss(), loader=BATCH, evaluation=[]), "evaluation has no batch"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_a_line(call: Callable[..., Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call(nn.Linear(6, 3))
+
+
+def watch_loop(**given: Any) -> Any:
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sightline.watch(
+        model, **{name: value(model) if name == "step" else value for name, value in given.items()}
+    ) as watch:
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(ROWS), LABELS).backward()
+            optimizer.step()
+    return watch.report
+
+
+def test_a_step_of_watch_that_fails_is_an_error() -> None:
+    report = watch_loop(loader=[BATCH], step=lambda model: lambda batch: 1 / 0)
+    assert "first-step" in [finding.code for finding in report.findings]
+
+
+def test_what_a_slow_set_left_out_is_said_by_watch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reading, "MAX_READING_S", 0.0)
+    loaders = [DataLoader(TensorDataset(rows, LABELS), 8) for rows in (ROWS, ROWS + 0.1)]
+    step = lambda model: lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+    report = watch_loop(loader=loaders[0], evaluation=loaders[1], step=step)
+    assert re.search(r" of 32 samples, .*slow to read", report.verdict[1]), report.verdict

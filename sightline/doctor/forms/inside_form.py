@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from sightline.contract.pytree import is_float, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import LeftOutError, MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_first_rows, fit_rows
-from sightline.doctor.forms.form import Batch, Form, standing_in
+from sightline.doctor.forms.form import Batch, CalledForm, Form, standing_in
+from sightline.doctor.forms.step_form import StepForm
 from sightline.instrument import copy_module
 from sightline.instrument.functions import (
     FunctionCall,
@@ -97,7 +99,17 @@ def look_inside(base: Form, model: nn.Module, first: Batch) -> Form:
     if any(True for _ in tree_leaves(first.target)):
         return base
     inside = attempt("inside", _look_inside, {"base": base, "model": model, "first": first})
-    return base if isinstance(inside, MissingError) else inside
+    if not isinstance(inside, MissingError):
+        return cast(Form, inside)
+    if inside.kind == "left" and isinstance(base, CalledForm | StepForm):
+        words = f"{_describe_call(base)}, which returns its loss; it is judged with it, as one: {inside.reason}"
+        return dataclasses.replace(base, words=words)
+    return base
+
+
+def _describe_call(form: Form) -> str:
+    """Describe how a program calls its model, without what follows."""
+    return re.split("; |, whose|, then", form.words)[0]
 
 
 def _look_inside(base: Form, model: nn.Module, first: Batch) -> Form:
@@ -149,9 +161,9 @@ def _divide(base: Form, copied: nn.Module, inputs: Any, tape: FunctionTape, valu
             if id(leaf) not in made:
                 raise LeftOutError("outputs of a part of the model that is not seen")
             sources[slot] = made[id(leaf)][1]
-        elif leaf.ndim and (derived := _derive(tape, leaf, inputs)) is not None:
-            if any(_is_in_list(inputs, path) for path in derived.paths.values()):
-                raise LeftOutError("targets in a list, which may be of another length")
+        elif (derived := _derive(tape, leaf, inputs)) is not None:
+            if not leaf.ndim or any(_is_in_list(inputs, path) for path in derived.paths.values()):
+                raise LeftOutError("targets in a list, which may be of another length, or one number of a batch")
             targets[slot] = derived
         else:
             constants[slot] = leaf.detach().clone()
@@ -170,15 +182,18 @@ def _divide(base: Form, copied: nn.Module, inputs: Any, tape: FunctionTape, valu
 def _find_start(calls: Sequence[FunctionCall], model: nn.Module, given: Iterable[int], value: Tensor) -> int:
     """Find the place behind the last call on which a loss depends that has parameters of the model, and of the batch.
 
-    A penalty of weights is of no batch, and a parameter of one number may be one of the loss.
+    A penalty of weights is of no batch, and a parameter of one number may be one of the loss. What a fused module
+    makes, whose calls are not seen, is of the batch.
     """
     weights = {id(parameter) for parameter in model.parameters() if parameter.numel() > 1}
-    known, needed, start = set(given), list_needed(calls, value), 0
+    known, made, needed, start = set(given), set[int](), list_needed(calls, value), 0
     for number, call in enumerate(calls):
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
-        is_known = any(id(item) in known for item in read)
+        is_known = any(id(item) in known or (item.grad_fn is not None and id(item) not in made) for item in read)
+        results = {id(item) for item in iter_items((call.result, call.written)) if isinstance(item, Tensor)}
+        made |= results
         if is_known:
-            known |= {id(item) for item in iter_items((call.result, call.written)) if isinstance(item, Tensor)}
+            known |= results
             if number in needed and any(id(item) in weights for item in read):
                 start = number + 1
     return start
@@ -253,10 +268,9 @@ class InsideForm(Form):
         self._left: frozenset[str] = frozenset()
         self._num = count_first_rows(inputs)
         self._is_sized = template.is_sized(self._num)
-        names = [call.name for call in template.calls][-_NUM_NAMES:]
+        names = [call.name for call in template.calls if call.name != "reshape"][-_NUM_NAMES:]
         ends = dict.fromkeys(place.name for place in self._outputs.values())
-        called = re.split("; |, whose|, then", base.words)[0]
-        self.words = f"{called}, which returns its loss: {', '.join(names)} of its {', '.join(ends)}"
+        self.words = f"{_describe_call(base)}, which returns its loss: {', '.join(names)} of its {', '.join(ends)}"
 
     def leave_out_targets(self) -> None:
         """Leave those inputs out that change no output: the loss alone reads them."""
@@ -303,7 +317,10 @@ class InsideForm(Form):
         rows = count_first_rows(inputs)
         known = fit_rows(self._inputs, self._num, rows) if self._num > 0 and rows != self._num else self._inputs
         paths = [path for path, _ in tree_leaves(self._inputs) if path not in self._left]
-        own = {paths[0]: inputs} if len(paths) == 1 else dict(tree_leaves(inputs))
+        is_alone = len(paths) == 1 and isinstance(inputs, Tensor)
+        own = {paths[0]: inputs} if is_alone else dict(tree_leaves(inputs))
+        if any(path not in own for path in paths):
+            raise LeftOutError("inputs without one that the model reads")
         return tree_map(known, partial(_take_from, own))
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
@@ -313,7 +330,7 @@ class InsideForm(Form):
         with tape.following():
             self.base.call(model, self._fill(inputs))
         if len(tape.found) < len(places):
-            raise LeftOutError("a model that computes its outputs otherwise for some batches")
+            raise LeftOutError("a model that computes its outputs otherwise in evaluation mode, or for some batches")
         return _join([tape.found[place] for place in places])
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:

@@ -22,8 +22,10 @@ from sightline.doctor.budget import BUDGET_S
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.check import (
     assert_batches,
+    assert_step,
     examine_models,
     list_findings,
+    list_gaps,
     list_values,
     measure_levels,
     name_prefixes,
@@ -184,6 +186,7 @@ class Watch:
         self._checked = Examination()
         self.observation: Observation | None = None
         self._unsure: list[Finding] = []
+        self.is_told = False  # how the loop calls model and loss
         self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
         self.chance_source: Callable[[], list[Chance]] | None = None
@@ -207,8 +210,8 @@ class Watch:
         """Report of the loop so far."""
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
-        gaps = [*loop.failures, *passed]
         first = self._checked if self.observation is None else self._checked.join(self.observation.published)
+        gaps = [*loop.failures, *passed, *first.gaps]
         verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks, first)
         if isinstance(verdict, MissingError):
             verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
@@ -300,11 +303,13 @@ class Watch:
             return
         findings = [finding for finding in list_findings(examined) if finding.code not in self._declared]
         is_known = not any(isinstance(subject.form, UnknownForm) for subject, _ in examined.values())
-        if self.observation is not None and any(finding.code == "first-step" for finding in findings):
+        is_open = self.observation is not None and not self.is_told
+        if is_open and any(finding.code == "first-step" for finding in findings):
             self._unsure = findings  # the loop may call model and loss in another way
             return
         self._publish_all(findings)
-        self._checked = Examination(findings, [each for _, judged in examined.values() for each in judged.judgements])
+        judged = [examination for _, examination in examined.values()]
+        self._checked = Examination(findings, [each for one in judged for each in one.judgements], list_gaps(examined))
         self.observation, self._lacks = (None, set()) if is_known else (self.observation, {"check"})
 
     def _publish_all(self, findings: Iterable[Finding]) -> None:
@@ -563,6 +568,9 @@ def watch(
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
+    assert_step(step, name="watch")
+    if step is not None and loader is None:
+        raise UserError("watch: `step` is asked with batches of `loader`, which is not given")
     optimizers = [getattr(one, "optimizer", one) for one in list_values(optimizer)]  # of Accelerate and Lightning
     for one in optimizers:
         if not hasattr(one, "param_groups"):
@@ -590,6 +598,7 @@ def watch(
         if watched.can_read(loader, BEFORE_FIRST_STEP):
             if evaluation is not None and not watched.can_read(evaluation, "the batches of `evaluation`"):
                 evaluation = None
+            watched.is_told = step is not None
             judge = partial(examine_models, models, loss, loader, step=step, evaluation=evaluation)
             watched.check = partial(judge, optimizer=watched.optimizers or None, declared=declared)
             if isinstance(model, nn.Module) and loss is not None and step is None:

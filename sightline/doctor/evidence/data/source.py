@@ -58,9 +58,8 @@ class Reading:
                 self._note(what, number, len(items))
                 return
             started_s, began_s = time.thread_time(), time.perf_counter()
-            try:
-                yield item
-            finally:
+            yield item
+            if number:  # the first may import a part of torch
                 spent_s += time.thread_time() - started_s
                 waited_s += time.perf_counter() - began_s
 

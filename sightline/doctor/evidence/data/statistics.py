@@ -18,7 +18,7 @@ from sightline.doctor.evidence.data.source import Reading, open_source, take_bat
 from sightline.doctor.evidence.samples import update
 from sightline.doctor.forms.form import Batch
 from sightline.doctor.loaders import iterate
-from sightline.doctor.subject import Subject, count_samples
+from sightline.doctor.subject import Pass, Subject, count_samples
 from sightline.instrument.work import WorkCounter
 
 _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 1.0, 40, 64
@@ -41,11 +41,14 @@ def byte_steps(subject: Subject) -> dict[str, float]:
 
 
 @measure()
-def same_views(subject: Subject) -> list[str]:
+def same_views(subject: Subject, passed: Pass) -> list[str]:
     """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch.
 
-    Not those that are the target too: what is to be given back may be among the inputs, as in an autoencoder.
+    Not those that are the target too: what is to be given back may be among the inputs, as in an autoencoder. Nor those
+    of calls of the model whose outputs differ: dropout makes views of them.
     """
+    if _draws_views(passed):
+        return []
     found: list[set[str]] = []
     for batch in subject.batches:
         targets = [tensor for _, tensor in dense_leaves(batch.target)]
@@ -63,6 +66,22 @@ def same_views(subject: Subject) -> list[str]:
         found.append({" and ".join(pair) for pair in equal})
     common = set.intersection(*found)
     return sorted(common)[0].split(" and ") if common else []
+
+
+def _draws_views(passed: Pass) -> bool:
+    """Return True for several calls of a model with equal inputs and other outputs."""
+    trees = passed.inputs, passed.outputs
+    if not all(isinstance(tree, tuple) for tree in trees) or len(trees[0]) != len(trees[1]):
+        return False
+    inputs, outputs = ([[t for _, t in dense_leaves(call)] for call in tree] for tree in trees)
+    for one, other in itertools.combinations(range(len(inputs)), 2):
+        is_same, is_answered = (
+            len(tree[one]) == len(tree[other]) > 0 and all(map(_is_equal, tree[one], tree[other]))
+            for tree in (inputs, outputs)
+        )
+        if is_same and not is_answered:
+            return True
+    return False
 
 
 def _is_equal(first: Tensor, second: Tensor) -> bool:
