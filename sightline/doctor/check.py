@@ -66,7 +66,7 @@ def check_module(
     or less, and bounds the processor time that this takes. Raises UserError for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
-    assert_step(step, name="check")
+    assert_step(step, loader, name="check")
     more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
     examined = examine_models({"": model}, loss, loader, declared=declared, budget=Budget.allow(budget_s), **more)
     return _make_report(type(unwrap(model)).__name__, examined, budget_s)
@@ -219,10 +219,12 @@ def list_gaps(examined: Mapping[str, tuple[Subject, Examination]]) -> list[str]:
     ]
 
 
-def assert_step(step: Any, *, name: str) -> None:
-    """Raise UserError for a step that is no function."""
+def assert_step(step: Any, loader: Any, *, name: str) -> None:
+    """Raise UserError for a step that is no function, and for one without batches."""
     if step is not None and not callable(step):
         raise UserError(f"{name}: step is a function of one batch that returns its loss; found {type(step).__name__}")
+    if step is not None and loader is None:
+        raise UserError(f"{name}: `step` is asked with batches of `loader`, which is not given")
 
 
 def _has_array(value: Any) -> bool:

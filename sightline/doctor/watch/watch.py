@@ -185,8 +185,7 @@ class Watch:
         self.check: Callable[[], Mapping[str, tuple[Subject, Examination]]] | None = None
         self._checked = Examination()
         self.observation: Observation | None = None
-        self._unsure: list[Finding] = []
-        self.is_told = False  # how the loop calls model and loss
+        self._unsure, self.is_told = list[Finding](), False  # told how the loop calls model and loss
         self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
         self.chance_source: Callable[[], list[Chance]] | None = None
@@ -209,9 +208,9 @@ class Watch:
     def report(self) -> Report:
         """Report of the loop so far."""
         loop = self._loop
-        passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
         first = self._checked if self.observation is None else self._checked.join(self.observation.published)
-        gaps = [*loop.failures, *passed, *first.gaps]
+        gaps = [*loop.failures, *first.gaps]
+        gaps += [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] * bool(loop.num_passed)
         verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks, first)
         if isinstance(verdict, MissingError):
             verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
@@ -303,13 +302,12 @@ class Watch:
             return
         findings = [finding for finding in list_findings(examined) if finding.code not in self._declared]
         is_known = not any(isinstance(subject.form, UnknownForm) for subject, _ in examined.values())
-        is_open = self.observation is not None and not self.is_told
-        if is_open and any(finding.code == "first-step" for finding in findings):
+        if self.observation is not None and not self.is_told and any(f.code == "first-step" for f in findings):
             self._unsure = findings  # the loop may call model and loss in another way
             return
         self._publish_all(findings)
-        judged = [examination for _, examination in examined.values()]
-        self._checked = Examination(findings, [each for one in judged for each in one.judgements], list_gaps(examined))
+        judged = [each for _, examination in examined.values() for each in examination.judgements]
+        self._checked = Examination(findings, judged, list_gaps(examined))
         self.observation, self._lacks = (None, set()) if is_known else (self.observation, {"check"})
 
     def _publish_all(self, findings: Iterable[Finding]) -> None:
@@ -559,22 +557,17 @@ def watch(
     step, as `sightline.check` does: by `step(batch)`, which returns the loss, or the losses by the names of several
     models, or one model by its `loss`, of outputs and targets. Without both, what the loader reads is judged, and the
     model by its first step. `evaluation` is another loader. `every` is the distance in steps between statistics of
-    gradients, updates and outputs. `declared` names codes of
-    findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
-    a copy in float64, layer by layer.
-    Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
-    batch alone: that step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is given. What
-    is found is said at the second step, if that calls them in the same way. With `check` False no copies are examined.
-    Raises UserError for an argument of another type.
+    gradients, updates and outputs. `declared` names codes of findings that are intended, such as "same-batch". With
+    `bisect`, a step that is not finite is run again at once, on a copy in float64, layer by layer. Without these, the
+    first step shows how the loop calls its model and its loss, and copies are examined so, by its batch alone: that
+    takes up to 2 s of processor time, up to 4 s where `loss` or `loader` is given. What is found is said at the second
+    step, if that calls them alike. With `check` False no copies are examined. Raises UserError for a wrong argument.
     """
     assert_codes(declared, name="watch: declared")
-    assert_step(step, name="watch")
-    if step is not None and loader is None:
-        raise UserError("watch: `step` is asked with batches of `loader`, which is not given")
+    assert_step(step, loader, name="watch")
     optimizers = [getattr(one, "optimizer", one) for one in list_values(optimizer)]  # of Accelerate and Lightning
-    for one in optimizers:
-        if not hasattr(one, "param_groups"):
-            raise UserError(f"watch: an optimizer has groups of parameters; found {type(one).__name__}")
+    if others := [type(one).__name__ for one in optimizers if not hasattr(one, "param_groups")]:
+        raise UserError(f"watch: an optimizer has groups of parameters; found {others[0]}")
     watched = Watch(
         name_prefixes(model),
         optimizers=optimizers,
@@ -598,9 +591,8 @@ def watch(
         if watched.can_read(loader, BEFORE_FIRST_STEP):
             if evaluation is not None and not watched.can_read(evaluation, "the batches of `evaluation`"):
                 evaluation = None
-            watched.is_told = step is not None
-            judge = partial(examine_models, models, loss, loader, step=step, evaluation=evaluation)
-            watched.check = partial(judge, optimizer=watched.optimizers or None, declared=declared)
+            judge = partial(examine_models, models, loss, loader, step=step, evaluation=evaluation, declared=declared)
+            watched.check, watched.is_told = partial(judge, optimizer=watched.optimizers or None), step is not None
             if isinstance(model, nn.Module) and loss is not None and step is None:
                 watched.level_source = partial(measure_levels, model, loss, loader)
     elif check and evaluation is not None:
