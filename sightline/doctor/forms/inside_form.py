@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from sightline.instrument.functions import (
 from sightline.instrument.random_state import preserve_random_state, seed_all
 
 _SEED, _ROUNDING = 20_011, 1e-4
+_SQUASHES = frozenset(("softmax", "sigmoid"))
 _NUM_NAMES = 3
 """Functions that the words of a form name, the last ones."""
 
@@ -183,7 +185,7 @@ def _find_start(calls: Sequence[FunctionCall], model: nn.Module, given: Iterable
     """Find the place behind the last call on which a loss depends that has parameters of the model, and of the batch.
 
     A penalty of weights is of no batch, and a parameter of one number may be one of the loss. What a fused module
-    makes, whose calls are not seen, is of the batch.
+    makes, whose calls are not seen, is of the batch. Squashed scores are the network's, as where it returns them.
     """
     weights = {id(parameter) for parameter in model.parameters() if parameter.numel() > 1}
     known, made, needed, start = set(given), set[int](), list_needed(calls, value), 0
@@ -196,7 +198,10 @@ def _find_start(calls: Sequence[FunctionCall], model: nn.Module, given: Iterable
             known |= results
             if number in needed and any(id(item) in weights for item in read):
                 start = number + 1
-    return start
+    behind = itertools.takewhile(
+        lambda number: calls[number].name in _SQUASHES, sorted(n for n in needed if n >= start)
+    )
+    return max([start, *(number + 1 for number in behind)])
 
 
 def _list_made(calls: Iterable[FunctionCall]) -> Iterator[tuple[int, tuple[Tensor, Place]]]:
